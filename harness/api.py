@@ -1,0 +1,194 @@
+"""The main job from Python: which pairs to run, which to skip, and what came of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.device import PRECISIONS, default_device
+from harness.errors import SetupError
+from harness.executors import inline, process
+from harness.metric import Outcomes
+from harness.models import public_id
+from harness.preprocessing import OVERRIDES
+from harness.progress import say
+from harness.record import Preprocessing, Record, Setup, Weights
+from harness.runner import Job, request
+from harness.store import Store
+from harness.weights import file_sha256
+
+if TYPE_CHECKING:
+    import pandas
+
+Execute = Callable[[Job], tuple[Record, Outcomes | None]]
+EXECUTORS: dict[str, Execute] = {"inline": inline.execute, "process": process.execute}
+
+
+@dataclass(frozen=True)
+class Records(Sequence[Record]):
+    """The records of one call, in its order."""
+
+    records: tuple[Record, ...]
+    skipped: int = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.records[index]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        """Those with an error."""
+        return tuple(record for record in self.records if record.error)
+
+    def frame(self) -> pandas.DataFrame:
+        """Return one row a record: model, task, weights, every metric with its unit, and the error if there is one."""
+        import pandas
+
+        return pandas.DataFrame([_row(record) for record in self.records])
+
+    def __repr__(self) -> str:
+        return str(self.frame().to_string(index=False)) if self.records else "no records"
+
+    def _repr_html_(self) -> str:
+        return str(self.frame().to_html(index=False))
+
+
+def run(
+    model: str | Sequence[str],
+    task: str | Sequence[str],
+    *,
+    weights: str | Path = "random",
+    allow_partial: bool = False,
+    data: str | Path | None = None,
+    results: str | Path = "results",
+    rerun: bool = False,
+    workers: int = 0,
+    threads: int | None = None,
+    executor: Literal["process", "inline"] = "process",
+    **options: Any,
+) -> Records:
+    """Evaluate models on tasks, and return the records; those that exist already are not measured again.
+
+    Args:
+        model: one or several model ids.
+        task: one or several task ids.
+        weights: `random`, `pretrained`, `own`, or a file.
+        data: root of the data sets; `BENCH_DATA` or `data` by default.
+        results: where records go.
+        rerun: measure again what exists.
+        workers: processes that load data.
+        threads: of torch.
+        executor: `process` runs each pair in a process of its own, `inline` in this one.
+        options: fields of `Setup` and of `Preprocessing`, such as `batch_size=64` or `crop_pct=0.9`.
+
+    Raises:
+        BenchError: a request that cannot run; nothing has been measured then.
+    """
+    setup, file = build_setup(weights, allow_partial, **options)
+    models, tasks = ([value] if isinstance(value, str) else list(value) for value in (model, task))
+    jobs = [
+        Job(
+            model=m, task=t, setup=setup, data=Path(data) if data else None, weights_file=file, workers=workers,
+            threads=threads,
+        )
+        for m, t in itertools.product(dict.fromkeys(models), dict.fromkeys(tasks))
+    ]  # fmt: skip
+    return run_jobs(jobs, Store(Path(results)), EXECUTORS[executor], rerun)
+
+
+def build_setup(weights: str | Path, allow_partial: bool = False, **options: Any) -> tuple[Setup, Path | None]:
+    """Return the setup that some options come to, and the weights file that they name.
+
+    Raises:
+        BenchError: an option that does not exist or cannot be used.
+    """
+    unknown = sorted(options.keys() - Setup.__dataclass_fields__.keys() - set(OVERRIDES))
+    if unknown:
+        raise SetupError(f"There is no option {unknown[0]!r}.")
+    file = None
+    if str(weights) in ("random", "pretrained", "own"):
+        stamp = Weights(source=str(weights), allow_partial=allow_partial)  # type: ignore[arg-type]
+    else:
+        file = Path(weights)
+        stamp = Weights(source="file", file=file.name, file_sha256=file_sha256(file), allow_partial=allow_partial)
+    chosen = {name: options.pop(name) for name in OVERRIDES if options.get(name) is not None}
+    if isinstance(chosen.get("image_size"), int):
+        chosen["image_size"] = (chosen["image_size"], chosen["image_size"])
+    given = {name: value for name, value in options.items() if value is not None and name not in OVERRIDES}
+    given.setdefault("device", default_device())
+    setup = Setup(weights=stamp, preprocessing=Preprocessing(**chosen), **given)
+    _check(setup)
+    return setup, file
+
+
+def run_jobs(jobs: Sequence[Job], store: Store, execute: Execute, rerun: bool = False) -> Records:
+    """Run those jobs that have no record yet; each record is on disk before the next job starts.
+
+    Raises:
+        BenchError: a job whose names or data are wrong; nothing has been measured then.
+    """
+    found = list(_lookup(jobs, store, rerun))
+    records, pending = [], sum(record is None for record in found)
+    number = 0
+    for job, record in zip(jobs, found, strict=True):
+        if record is None:
+            number += 1
+            say(f"[{number}/{pending}] {public_id(job.model)} on {job.task} ...")
+            record = store.save(*execute(job))
+            say(f"[{number}/{pending}] {summary(record)}")
+        records.append(record)
+    skipped = len(jobs) - pending
+    if skipped:
+        say(f"{skipped} of {len(jobs)} were measured before and are skipped; --rerun measures them again.")
+    return Records(tuple(records), skipped)
+
+
+def summary(record: Record) -> str:
+    """Return one line on a record: its first values, or its error."""
+    if record.error:
+        return f"{record.model} on {record.task}: failed. {record.error}"
+    values = [
+        f"{m.metric.name} {m.value:.{m.metric.decimals}f} {m.metric.unit}".rstrip()
+        for m in record.measurements[:4]
+        if m.value is not None
+    ]
+    return f"{record.model} on {record.task}: {', '.join(values)} ({record.seconds:.1f} s)"
+
+
+def _lookup(jobs: Iterable[Job], store: Store, rerun: bool) -> Iterable[Record | None]:
+    """For each job its record, or None where it has to run. A record of an error is no reason to skip."""
+    for job in jobs:
+        identity = request(job)
+        record = None if rerun else store.find(job.task, public_id(job.model), identity.key)
+        yield None if record is None or record.error else record
+
+
+def _check(setup: Setup) -> None:
+    """Refuse values that no run can use."""
+    if setup.precision not in PRECISIONS:
+        raise SetupError(f"precision is {setup.precision!r}; expected one of {', '.join(PRECISIONS)}.")
+    if setup.batch_size < 1:
+        raise SetupError(f"batch_size is {setup.batch_size}; expected 1 or more.")
+    if setup.limit is not None and setup.limit < 1:
+        raise SetupError(f"limit is {setup.limit}; expected 1 or more.")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    """One row of a data frame."""
+    row: dict[str, Any] = {
+        "model": record.model,
+        "task": record.task,
+        "weights": record.setup.weights.file or record.setup.weights.source,
+    }
+    for measurement in record.measurements:
+        unit = f" ({measurement.metric.unit})" if measurement.metric.unit else ""
+        row[measurement.metric.name + unit] = measurement.value
+    if record.error:
+        row["error"] = record.error
+    return row
+

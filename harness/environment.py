@@ -1,0 +1,84 @@
+"""Where a record was made: hardware, versions, commit; never a path, a host or a user."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from harness.record import Environment
+from harness.registry import ROOT
+
+PACKAGES = ("torch", "torchvision", "timm", "fvcore", "numpy", "pillow", "safetensors")
+
+
+def environment(device: str) -> Environment:
+    """Describe this machine and process for a record made on `device`."""
+    import psutil
+    import torch
+
+    commit, dirty = _commit()
+    return Environment(
+        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(),
+        cpu=cpu_name(),
+        cores=cores(),
+        threads=torch.get_num_threads(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=versions(),
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def machine(device: str, threads: int) -> tuple[str, ...]:
+    """Return what must be equal for two cost figures to be of one machine, without importing torch on a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device), versions()["torch"]
+    return cpu_name(), str(cores()), str(threads), versions()["torch"]
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def cpu_name() -> str:
+    """Return the processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide numbers; `missing` for one that is not installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+@cache
+def _commit() -> tuple[str, bool]:
+    """The harness's git commit and whether its tracked code differs; an empty commit outside a checkout."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"]
+        return commit, bool(subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip())
+    except (OSError, subprocess.CalledProcessError):
+        return "", False

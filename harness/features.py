@@ -1,0 +1,61 @@
+"""One embedding per image from any classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def embedder(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the function from images to embeddings (B, D).
+
+    In this order: the module's own `embed(images)`; timm's `forward_features` with `forward_head(pre_logits=True)`;
+    otherwise the input of the linear layer whose output the module returns.
+
+    Raises:
+        ModelError: when called, where the module offers none of these.
+    """
+    if callable(getattr(module, "embed", None)):
+        return lambda images: _checked(module.embed(images), images)
+    if callable(getattr(module, "forward_features", None)) and callable(getattr(module, "forward_head", None)):
+        return lambda images: _checked(module.forward_head(module.forward_features(images), pre_logits=True), images)
+    return lambda images: _checked(_classifier_input(module, images), images)
+
+
+def _classifier_input(module: nn.Module, images: Tensor) -> Any:
+    """Run the module and return what its last linear layer was given."""
+    from torch import nn
+
+    calls: list[tuple[Any, Any]] = []
+    hooks = [
+        part.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+        for part in module.modules()
+        if isinstance(part, nn.Linear)
+    ]
+    try:
+        output = module(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = [inputs for inputs, result in calls if result is output]
+    if not found:
+        raise ModelError(
+            f"{type(module).__name__} has no embedding that can be found: its output does not come from a linear layer. "
+            "Give it a method embed(images) that returns (B, D)."
+        )
+    return found[-1]
+
+
+def _checked(embeddings: Any, images: Tensor) -> Tensor:
+    """Refuse embeddings that are not one vector an image."""
+    import torch
+
+    if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2 or len(embeddings) != len(images):
+        shape = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
+        raise ModelError(f"The embedding of {len(images)} images is {shape}; expected ({len(images)}, D).")
+    return embeddings.float()

@@ -1,0 +1,42 @@
+"""Decoding image files."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+from harness.errors import DataError
+
+
+def decode(content: bytes, decoder: str, name: str) -> Any:
+    """Decode an image file to RGB.
+
+    Args:
+        decoder: `pil` gives a PIL image, `torchvision` a (3, H, W) uint8 tensor.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: the content is not a whole, readable image.
+    """
+    try:
+        return _decode_torchvision(content) if decoder == "torchvision" else _decode_pil(content)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{name} is not a readable image ({reason.strip()}). Restore the file, or remove it.") from error
+
+
+def _decode_pil(content: bytes) -> Any:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        # Damaged EXIF warns and does not touch the pixels; a bomb is an error at twice the size that warns.
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def _decode_torchvision(content: bytes) -> Any:
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+
+    return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)

@@ -1,0 +1,156 @@
+"""Boards: which records may be compared, and how they rank."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.metric import Metric
+from harness.record import Record
+
+# Costs that do not depend on the machine stand beside accuracy too.
+JOINED = ("parameters", "gmacs")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record in a board; equal headline values share a rank."""
+
+    rank: int
+    tied: bool
+    record: Record
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Board:
+    """Records that may be compared, best first by the first metric.
+
+    Args:
+        conditions: what all rows share, as label and value; boards of one task differ in at least one of them.
+    """
+
+    task: str
+    conditions: tuple[tuple[str, str], ...]
+    metrics: tuple[Metric, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """The task and the data."""
+        shared = dict(self.conditions)
+        return f"{self.task} on {shared['data']}" if "data" in shared else self.task
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record that does not rank, with the reason."""
+
+    record: Record
+    reason: str
+
+
+def make_boards(records: Iterable[Record]) -> tuple[list[Board], list[LeftOut]]:
+    """Return the boards of some records in a fixed order, and the records that rank nowhere."""
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Record]] = defaultdict(list)
+    left_out: list[LeftOut] = []
+    costs = _machine_free_costs(records := sorted(records, key=lambda record: record.name))
+    for record in records:
+        if reason := why_unranked(record):
+            left_out.append(LeftOut(record, reason))
+        else:
+            groups[record.task, conditions(record)].append(record)
+    return [_board(task, shared, group, costs) for (task, shared), group in sorted(groups.items())], left_out
+
+
+def why_unranked(record: Record) -> str:
+    """Return why a record does not rank; empty where it does."""
+    if record.error:
+        return record.error
+    if record.setup.limit is not None:
+        return f"--limit {record.setup.limit}: only a part of the data was evaluated"
+    if record.untrained == "never" and record.setup.weights.source == "random":
+        return "random weights: the classifier was never trained"
+    if not record.measurements or record.measurements[0].value is None:
+        return record.measurements[0].reason if record.measurements else "no measurements"
+    return ""
+
+
+def conditions(record: Record) -> tuple[tuple[str, str], ...]:
+    """Return what must be equal for two records of a task to rank together."""
+    setup, data = record.setup, record.data
+    found = [("version", str(record.task_version)), ("precision", setup.precision)]
+    if data is not None:
+        count = f"{data.size:,} images of {data.classes:,} classes"
+        found.insert(0, ("data", f"{data.name} {data.split}, {count} ({data.fingerprint[:8]})"))
+    if record.untrained == "apart":
+        found.append(("weights", "random" if setup.weights.source == "random" else "trained"))
+    if record.machine_bound:
+        found += [
+            ("device", record.environment.device),
+            ("threads", str(record.environment.threads) if setup.device == "cpu" else "any"),
+            ("torch", record.environment.versions.get("torch", "?")),
+            ("batch", str(setup.batch_size)),
+            ("layout", "channels last" if setup.channels_last else "contiguous"),
+            ("mode", "compiled" if setup.compile else "eager"),
+        ]
+    return tuple(found)
+
+
+def differences(boards: Sequence[Board]) -> dict[str, list[str]]:
+    """Return, for each task with several boards, the conditions in which they differ."""
+    by_task: dict[str, list[Board]] = defaultdict(list)
+    for board in boards:
+        by_task[board.task].append(board)
+    return {
+        task: sorted({label for board in group for label, value in board.conditions if value != dict(group[0].conditions).get(label)})
+        for task, group in by_task.items()
+        if len(group) > 1
+    }  # fmt: skip
+
+
+def _board(
+    task: str, shared: tuple[tuple[str, str], ...], group: list[Record], costs: Mapping[tuple[str, ...], Mapping[str, float | None]]
+) -> Board:
+    """Rank comparable records."""
+    metrics = {m.metric.name: m.metric for record in group for m in record.measurements if not m.metric.minor}
+    headline = group[0].measurements[0].metric
+    joined = {}
+    if not group[0].machine_bound:
+        joined = {name: Metric(name, unit, False) for name, unit in zip(JOINED, ("M", "G"), strict=True)}
+    best_first = sorted(group, key=lambda record: _sort_value(record, headline))
+    scores = [_sort_value(record, headline) for record in best_first]
+    rows = [
+        Row(
+            rank=1 + scores.index(score),
+            tied=scores.count(score) > 1,
+            record=record,
+            values={**(costs.get(_identity(record), {}) if joined else {}), **record.values()},
+        )
+        for record, score in zip(best_first, scores, strict=True)
+    ]
+    return Board(task, shared, (*metrics.values(), *joined.values()), tuple(rows))
+
+
+def _sort_value(record: Record, headline: Metric) -> float:
+    """Smaller is better."""
+    value = record.values()[headline.name]
+    if value is None:
+        return float("inf")
+    return -value if headline.higher_is_better else value
+
+
+def _machine_free_costs(records: Iterable[Record]) -> dict[tuple[str, ...], Mapping[str, float | None]]:
+    """Parameters and MACs of each model at each image size, from whichever machine counted them."""
+    found: dict[tuple[str, ...], Mapping[str, float | None]] = {}
+    for record in records:
+        if record.machine_bound and not record.error:
+            values = record.values()
+            found[_identity(record)] = {name: values[name] for name in JOINED if name in values}
+    return found
+
+
+def _identity(record: Record) -> tuple[str, ...]:
+    """What decides a model's parameters and MACs."""
+    return record.model, record.source_sha256, str(record.setup.preprocessing.image_size)

@@ -1,0 +1,38 @@
+"""Progress on standard error, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Worker processes inherit the environment, so that one switch quiets all of them.
+QUIET = "BACKBONE_BENCH_QUIET"
+
+
+def quiet() -> bool:
+    """Whether the user asked for silence."""
+    return bool(os.environ.get(QUIET))
+
+
+def track(items: Iterable[T], description: str) -> Iterator[T]:
+    """Yield the items under a progress bar on standard error; without a terminal or with --quiet, just yield them."""
+    if quiet() or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    total = len(items) if hasattr(items, "__len__") else None
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+def say(message: str) -> None:
+    """Print one line for the user on standard error, unless quiet."""
+    if not quiet():
+        print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,210 @@
+"""The record: an immutable file with every measured value and everything needed to say what it means."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from harness.errors import RecordError
+from harness.metric import Measurement
+
+SCHEMA = 1
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Provenance = Literal["measured", "predictions", "published"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image file becomes a model's input. In a request None means: as the model declares; in a record all is set.
+
+    Args:
+        image_size: height and width in pixels of the model's input.
+        crop_pct: side of the centre crop over the side that the image is resized to.
+        crop_mode: `center`, `squash` or `border`, as timm defines them.
+        interpolation: `bilinear`, `bicubic`, `nearest` or `lanczos`.
+        antialias: whether downscaling is filtered; Pillow's resize always is.
+        decoder: `pil` or `torchvision`, which reads the file and resizes what it read.
+        mean: per channel, of pixels in 0..1.
+        std: per channel, of pixels in 0..1.
+        source: who declared what was not overridden: `model`, or `default` where the model declares nothing.
+        overridden: the names of the fields that the user set.
+        fingerprint: SHA-256 of the tensor made from the bundled images; differs where any library decodes differently.
+    """
+
+    image_size: tuple[int, int] | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    interpolation: str | None = None
+    antialias: bool | None = None
+    decoder: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    source: str = ""
+    overridden: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Which weights ran.
+
+    Args:
+        source: `random` (seeded), `pretrained` (timm's hub), `own` (as the user's callable built them), or `file`.
+        file: the file's name, without its folder.
+        file_sha256: of the file.
+        allow_partial: whether missing and unexpected keys were let pass.
+        container: the key of the checkpoint that held the state dict; empty for a bare one.
+        missing: parameters that the file does not hold (or holds in another shape), left as initialised.
+        unexpected: entries of the file that the model has no place for.
+        sha256: of names, types, shapes and bytes of the state that ran.
+    """
+
+    source: Literal["random", "pretrained", "own", "file"] = "random"
+    file: str = ""
+    file_sha256: str = ""
+    allow_partial: bool = False
+    container: str = ""
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that a user chooses about a run, and what the choices came to.
+
+    Args:
+        batch_size: images per forward pass; for cost the larger of the two batches.
+        limit: evaluate only so many items, spread evenly over the data set; such a run never ranks.
+    """
+
+    weights: Weights = Weights()
+    preprocessing: Preprocessing = Preprocessing()
+    batch_size: int = 32
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    device: str = "cpu"
+    seed: int = 0
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataStamp:
+    """Which data was evaluated; the fingerprint covers the names and sizes of all files."""
+
+    name: str
+    split: str
+    size: int
+    classes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where a record was made. Nothing here tells a path, a host or a user."""
+
+    device: str
+    cpu: str
+    cores: int
+    threads: int
+    memory_gib: float
+    system: str
+    python: str
+    versions: dict[str, str]
+    commit: str
+    dirty: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One task run on one model under one setup.
+
+    Args:
+        key: hash of the request; names the file, and an equal request finds it again.
+        source_sha256: of the user's file that built the model; empty for models that the harness or timm names.
+        untrained: how boards treat random weights: `rank` (they do not matter), `apart` (only with their like),
+            `never`.
+        machine_bound: whether values depend on the machine, so that only equal machines compare.
+        details: what the protocol chose and saw.
+        outcomes_sha256: of the file of per-item outcomes beside the record; empty where there is none.
+        command: the command line that makes this record again.
+        started_at: UTC, ISO 8601.
+        error: why there are no measurements.
+    """
+
+    model: str
+    task: str
+    task_version: int
+    key: str
+    source_sha256: str
+    untrained: Literal["rank", "apart", "never"]
+    machine_bound: bool
+    measurements: tuple[Measurement, ...]
+    setup: Setup
+    data: DataStamp | None
+    environment: Environment
+    provenance: Provenance
+    command: str
+    started_at: str
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+    outcomes_sha256: str = ""
+    error: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def name(self) -> str:
+        """The stem of the record's files."""
+        return "__".join((slug(self.task), slug(self.model), self.key))
+
+    def values(self) -> dict[str, float | None]:
+        """Return the value of every metric by its name."""
+        return {measurement.metric.name: measurement.value for measurement in self.measurements}
+
+
+def slug(identifier: str) -> str:
+    """Return a model or task id as a part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "._+-" else "-" for letter in identifier)
+
+
+def digest(*parts: Any) -> str:
+    """Return eight hex digits that stand for some dataclasses and plain values, the same on every machine."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:8]
+
+
+def to_json(record: Record) -> bytes:
+    """Return the canonical text of a record: the same bytes for equal records."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
+
+
+def from_json(text: bytes, origin: str) -> Record:
+    """Read a record of any past schema.
+
+    Args:
+        origin: where the text came from, for messages.
+
+    Raises:
+        RecordError: the text is no record, or was written by a newer harness.
+    """
+    try:
+        version = msgspec.json.decode(text, type=_Version).schema
+        if version > SCHEMA:
+            raise RecordError(f"{origin} has schema {version}; this harness reads up to {SCHEMA}. Update the harness.")
+        return msgspec.json.decode(text, type=Record)
+    except msgspec.MsgspecError as error:
+        raise RecordError(f"{origin} is not a record ({error}). Restore it, or delete it and run again.") from error
+
+
+@dataclass
+class _Version:
+    schema: int
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a record, as published in `docs/record.schema.json`."""
+    return msgspec.json.schema(Record)

@@ -1,0 +1,184 @@
+"""Running one task on one model: run(job) -> Record."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.device import check_device, place
+from harness.environment import environment, machine
+from harness.errors import BenchError
+from harness.metric import Evaluation, Outcomes
+from harness.models import build_model, check_model_id, public_id, source_sha256
+from harness.preprocessing import resolve
+from harness.record import DataStamp, Record, Setup, digest
+from harness.task import Task, build_task
+from harness.weights import load_weights, state_sha256
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One (model, task, setup) with what only this machine knows: where files lie and how many processes load them.
+
+    Args:
+        model: the model id as the user gave it.
+        data: root of the data sets; None for the default.
+        weights_file: where `setup.weights.source == "file"` is read from.
+        workers: processes that load data.
+        threads: of torch; None leaves torch's choice.
+    """
+
+    model: str
+    task: str
+    setup: Setup
+    data: Path | None = None
+    weights_file: Path | None = None
+    workers: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What identifies a job before it runs: an equal request finds its record again."""
+
+    key: str
+    data: DataStamp | None
+    source_sha256: str
+
+
+def request(job: Job) -> Request:
+    """Identify a job: check its names and its data, and hash everything that decides its numbers.
+
+    Raises:
+        BenchError: a name, a file or a data set that the job needs is absent.
+    """
+    check_device(job.setup.device)
+    task = build_task(job.task, job.data)
+    data = task.data()
+    if not job.model.startswith("timm:"):
+        check_model_id(job.model)
+    source = source_sha256(job.model)
+    hardware = machine(job.setup.device, job.threads or 0) if task.machine_bound else ()
+    key = digest(public_id(job.model), source, job.task, task.version, job.setup, data, hardware)
+    return Request(key, data, source)
+
+
+def run_job(job: Job) -> tuple[Record, Outcomes | None]:
+    """Run a job in this process. An error of the model or of its data becomes a record with that error.
+
+    Raises:
+        BenchError: the job cannot even be identified.
+    """
+    import torch
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    identity = request(job)
+    task = build_task(job.task, job.data, job.workers)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    setup, evaluation, error = job.setup, Evaluation(()), None
+    try:
+        module, setup = prepare(job, task)
+        evaluation = task.evaluate(place(module, setup), setup)
+    except BenchError as failure:
+        error = str(failure)
+    except (Exception, RecursionError) as failure:
+        error = _describe(failure)
+    seconds = time.perf_counter() - clock
+    record = describe(job, task, identity, setup, evaluation, error, started, seconds)
+    return record, evaluation.outcomes
+
+
+def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:
+    """Build the model with its weights, and complete the setup with what was found.
+
+    Raises:
+        BenchError: the model, its weights or its preprocessing cannot be used.
+    """
+    import numpy
+    import torch
+
+    weights = job.setup.weights
+    random.seed(job.setup.seed)
+    numpy.random.seed(job.setup.seed)
+    torch.manual_seed(job.setup.seed)
+    module = build_model(
+        job.model,
+        num_classes=task.num_classes if weights.source in ("random", "file") else None,
+        image_size=job.setup.preprocessing.image_size,
+        pretrained=weights.source == "pretrained",
+    )
+    if job.weights_file is not None:
+        weights = load_weights(module, job.weights_file, weights)
+    weights = replace(weights, sha256=state_sha256(module))
+    return module, replace(job.setup, weights=weights, preprocessing=resolve(job.setup.preprocessing, module))
+
+
+def describe(
+    job: Job, task: Task, identity: Request, setup: Setup, evaluation: Evaluation, error: str | None,
+    started: datetime, seconds: float,
+) -> Record:  # fmt: skip
+    """Put together the record of a job that ran."""
+    return Record(
+        model=public_id(job.model),
+        task=job.task,
+        task_version=task.version,
+        key=identity.key,
+        source_sha256=identity.source_sha256,
+        untrained=task.untrained,
+        machine_bound=task.machine_bound,
+        measurements=tuple(evaluation.measurements),
+        setup=setup,
+        data=identity.data,
+        environment=environment(setup.device),
+        provenance="measured",
+        command=command(job),
+        started_at=started.isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        details=dict(evaluation.details),
+        error=error,
+    )
+
+
+def command(job: Job) -> str:
+    """Return the command line that makes a job's record again, with files named without their folders."""
+    setup, default = job.setup, Setup()
+    words = ["run_bench.py", "run", "--model", public_id(job.model), "--task", job.task]
+    source = setup.weights.file or setup.weights.source
+    if source != "random":
+        words += ["--weights", source]
+    if setup.weights.allow_partial:
+        words.append("--allow-partial")
+    for name in ("batch_size", "precision", "device", "seed", "limit"):
+        if getattr(setup, name) != getattr(default, name):
+            words += [f"--{name.replace('_', '-')}", str(getattr(setup, name))]
+    for name in ("channels_last", "compile"):
+        if getattr(setup, name):
+            words.append(f"--{name.replace('_', '-')}")
+    for name in ("image_size", "crop_pct", "crop_mode", "interpolation", "decoder", "mean", "std"):
+        value = getattr(setup.preprocessing, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    if setup.preprocessing.antialias is not None:
+        words.append("--antialias" if setup.preprocessing.antialias else "--no-antialias")
+    return " ".join(words)
+
+
+def _describe(failure: BaseException) -> str:
+    """One line for an exception that the harness did not raise: what, where, and what to do."""
+    reason = str(failure).strip().splitlines()
+    text = f"{type(failure).__name__}: {reason[0] if reason else 'no message'}"
+    frame = failure.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    code = frame.tb_frame.f_code if frame else None
+    where = f" (in {code.co_name}, {Path(code.co_filename).name}:{frame.tb_lineno})" if code and frame else ""
+    return f"{text}{where}. Run the model by itself on a batch of images to mend it."
+

@@ -1,0 +1,117 @@
+"""Tasks: what is evaluated, on which data, and the one loop that evaluates in batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from harness.device import evaluating, to_device
+from harness.errors import UnknownName
+from harness.metric import Evaluation, Meter
+from harness.models import call
+from harness.progress import track
+from harness.record import DataStamp, Setup
+from harness.registry import PROTOCOLS, TASKS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@runtime_checkable
+class FeaturePyramid(Protocol):
+    """What dense tasks need of a model."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return maps (B, channels[i], H / strides[i], W / strides[i])."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, 3, H, W), targets (B,), and the name of each item."""
+
+    images: Tensor
+    targets: Tensor
+    items: tuple[str, ...]
+
+
+class Task(ABC):
+    """A data set, a protocol and a meter.
+
+    Class attributes:
+        version: raised whenever the same request would give other numbers; part of every record's key.
+        untrained: how boards treat random weights, see `Record`.
+        machine_bound: whether values depend on the machine.
+    """
+
+    version: ClassVar[int] = 1
+    machine_bound: ClassVar[bool] = False
+    untrained: Literal["rank", "apart", "never"] = "never"
+
+    @property
+    def num_classes(self) -> int | None:
+        """Columns that a model's output must have; None where the task does not look at them."""
+        return None
+
+    def data(self) -> DataStamp | None:
+        """Return the stamp of the data; None for a task without any.
+
+        Raises:
+            DataError: the data is absent or incomplete.
+        """
+        return None
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
+        """Measure a model that is placed on its device, in eval mode."""
+
+
+class BatchTask(Task):
+    """A task that is evaluated in batches: most tasks fill three short methods."""
+
+    @abstractmethod
+    def adapt(self, model: nn.Module, setup: Setup) -> Callable[[Tensor], Any]:
+        """Return the function from images to outputs: the protocol."""
+
+    @abstractmethod
+    def batches(self, setup: Setup) -> Iterable[Batch]:
+        """Yield the evaluation data in a fixed order. It has a length: the number of batches."""
+
+    @abstractmethod
+    def meter(self) -> Meter:
+        """Return a fresh meter."""
+
+    def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
+        """Run the only evaluation loop of the harness."""
+        predict, meter = self.adapt(model, setup), self.meter()
+        with evaluating(setup):
+            for batch in track(self.batches(setup), "evaluate"):
+                meter.update(predict(to_device(batch.images, setup)), batch)
+        return meter.compute()
+
+
+def build_task(task_id: str, data: Path | None = None, workers: int = 0) -> Task:
+    """Build the task that an id names: `cost`, `imagenet`, or with a protocol `imagenet:knn`.
+
+    Args:
+        data: root of the data sets.
+        workers: processes that load data; they change no number.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
+    name, colon, protocol_name = task_id.partition(":")
+    factory = TASKS.get(name).build
+    options: dict[str, Any] = {"data": data, "workers": workers}
+    if colon:
+        protocol = PROTOCOLS.get(protocol_name).build
+        if not getattr(factory, "takes_protocol", False):
+            raise UnknownName(f"The task {name!r} has no protocols, so {task_id!r} does not exist. Use {name!r}.")
+        options["protocol"] = call(protocol, task_id)
+    task: Task = call(factory, task_id, **options)
+    return task

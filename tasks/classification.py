@@ -1,0 +1,99 @@
+"""What every classification data set shares: splits, a protocol, and accuracy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.record import DataStamp, Setup
+from harness.registry import PROTOCOLS
+from harness.task import BatchTask
+from tasks.data.labelled import LabelledImages
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tasks.data.loader import Batches
+    from tasks.metrics.accuracy import Accuracy
+
+
+class Classification(BatchTask):
+    """A classification data set under a protocol.
+
+    Args:
+        data: root of the data sets; None for the default.
+        workers: processes that decode images.
+        protocol: how a model becomes a classifier; the model's own head by default.
+    """
+
+    takes_protocol: ClassVar[bool] = True
+    evaluated_on: ClassVar[str] = "val"
+
+    def __init__(self, data: Path | None = None, workers: int = 0, protocol: Any = None) -> None:
+        self.root = data
+        self.workers = workers
+        self.protocol = protocol or PROTOCOLS.get("native_head").build()
+        self.untrained = self.protocol.untrained
+        self._splits: dict[str, LabelledImages] = {}
+
+    @abstractmethod
+    def read(self, split: str) -> LabelledImages:
+        """Return a split of the data set.
+
+        Raises:
+            DataError: it is absent or incomplete.
+        """
+
+    def split(self, name: str) -> LabelledImages:
+        """Return a split, read once."""
+        if name not in self._splits:
+            self._splits[name] = self.read(name)
+        return self._splits[name]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that the data set defines, present or not."""
+        return len(self.split(self.evaluated_on).classes)
+
+    def data(self) -> DataStamp:
+        """Return the stamp of the evaluated split; its fingerprint covers the splits that the protocol trains on."""
+        import hashlib
+        from dataclasses import replace
+
+        stamp = self.split(self.evaluated_on).stamp
+        others = [self.split(name).stamp.fingerprint for name in self.protocol.trains_on]
+        if not others:
+            return stamp
+        joined = hashlib.sha256("".join([stamp.fingerprint, *others]).encode()).hexdigest()[:16]
+        return replace(stamp, fingerprint=joined)
+
+    def adapt(self, model: nn.Module, setup: Setup) -> Callable[[Tensor], Any]:
+        """Let the protocol turn the model into a classifier."""
+        predict: Callable[[Tensor], Any] = self.protocol.adapt(model, self, setup)
+        return predict
+
+    def split_batches(self, name: str, setup: Setup) -> Batches:
+        """Return all batches of a split."""
+        from tasks.data.loader import Batches
+
+        images = self.split(name)
+        return Batches(images, range(len(images)), setup, self.workers)
+
+    def batches(self, setup: Setup) -> Batches:
+        """Return the batches of the evaluated split, or of so much of it as the setup allows."""
+        from tasks.data.loader import Batches, spread
+
+        images = self.split(self.evaluated_on)
+        return Batches(images, spread(len(images), setup.limit), setup, self.workers)
+
+    def meter(self) -> Accuracy:
+        """Return accuracy, with second opinions on the labels where the data set has them."""
+        from tasks.metrics.accuracy import Accuracy
+
+        return Accuracy(self.num_classes, self.reassessed())
+
+    def reassessed(self) -> Mapping[str, Sequence[int]]:
+        """Return reassessed labels by image name; none unless a data set has them."""
+        return {}

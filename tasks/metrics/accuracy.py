@@ -1,0 +1,88 @@
+"""Top-1 and top-5 accuracy, with a stated rule for ties and for outputs that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import ModelError
+from harness.metric import Evaluation, Measurement, Metric, Outcomes
+from harness.task import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOP1 = Metric("top1", "%", higher_is_better=True)
+TOP5 = Metric("top5", "%", higher_is_better=True)
+REAL = Metric("real_top1", "%", higher_is_better=True)
+TIES = "scores are compared in fp32; of equal scores the lower class index ranks first"
+
+
+class Accuracy:
+    """Ranks the classes of each image.
+
+    A score of minus infinity excludes a class: it is never predicted. A row with NaN or plus infinity, or without
+    any finite score, counts as wrong and is reported.
+
+    Args:
+        classes: how many.
+        real: for image names, the classes that are right in ImageNet ReaL (arXiv:2006.07159); images without any
+            are left out of that number.
+    """
+
+    def __init__(self, classes: int, real: Mapping[str, Sequence[int]] | None = None) -> None:
+        self._classes = classes
+        self._real = real or {}
+        self._rows: list[tuple[str | int, ...]] = []
+        self._broken: list[str] = []
+
+    def update(self, outputs: Tensor, batch: Batch) -> None:
+        """Rank scores (B, classes)."""
+        ranked = rank(outputs, min(5, self._classes))
+        for item, target, best in zip(batch.items, batch.targets.tolist(), ranked.tolist(), strict=True):
+            self._rows.append((item, target, *best))
+            if best[0] < 0:
+                self._broken.append(item)
+
+    def compute(self) -> Evaluation:
+        """Return top-1, top-5 where there are more than five classes, and ReaL top-1 where there are labels.
+
+        Raises:
+            ModelError: no row was finite.
+        """
+        if len(self._broken) == len(self._rows):
+            raise ModelError(
+                f"All {len(self._rows)} outputs hold NaN or infinity: the weights or the precision are broken. "
+                "Try --precision fp32."
+            )
+        measurements = [Measurement(TOP1, self._share(1))]
+        if self._classes > 5:
+            measurements.append(Measurement(TOP5, self._share(5)))
+        if judged := [row for row in self._rows if self._real.get(_file(row))]:
+            right = sum(row[2] in self._real[_file(row)] for row in judged)
+            measurements.append(Measurement(REAL, 100 * right / len(judged)))
+        details: dict[str, Any] = {"ties": TIES, "images": len(self._rows), "not_finite": len(self._broken)}
+        if self._broken:
+            details["not_finite_items"] = self._broken[:20]
+        columns = ("item", "target", *(f"top{place}" for place in range(1, min(5, self._classes) + 1)))
+        return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(self._rows)))
+
+    def _share(self, k: int) -> float:
+        """Percentage of images whose target is among the best k."""
+        return 100 * sum(row[1] in row[2 : 2 + k] for row in self._rows) / len(self._rows)
+
+
+def rank(scores: Tensor, k: int) -> Tensor:
+    """Return the best k classes (B, k) of scores (B, C), -1 where there is none."""
+    import torch
+
+    scores = scores.float().cpu()
+    broken = (scores.isnan() | (scores == torch.inf)).any(dim=1, keepdim=True)
+    best = scores.sort(dim=1, descending=True, stable=True)
+    values, classes = best.values[:, :k], best.indices[:, :k]
+    return classes.masked_fill((values == -torch.inf) | broken, -1)
+
+
+def _file(row: tuple[str | int, ...]) -> str:
+    """The file name of an outcome's image, without folders."""
+    return str(row[0]).rpartition("/")[2]

@@ -1,0 +1,1 @@
+"""Protocols: how a model becomes what a task measures, one file each."""
