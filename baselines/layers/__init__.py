@@ -1,0 +1,1 @@
+"""Blocks that three files or more share, one file a thing."""

@@ -1,0 +1,1 @@
+"""Wrappers: built model in, model out, one file each."""

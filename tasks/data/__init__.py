@@ -1,0 +1,1 @@
+"""Readers, one file a layout, and generators of the embedded data."""

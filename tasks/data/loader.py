@@ -1,0 +1,91 @@
+"""Batches of preprocessed images in a fixed order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from harness.errors import DataError
+from harness.images import decode
+from harness.preprocessing import transform
+from harness.record import Setup
+from harness.task import Batch
+from tasks.data.labelled import LabelledImages
+
+
+class Batches:
+    """An iterable of `Batch` with a length.
+
+    Args:
+        indices: which images, in which order.
+        workers: processes that decode; the batches are the same for any number.
+    """
+
+    def __init__(self, images: LabelledImages, indices: Sequence[int], setup: Setup, workers: int = 0) -> None:
+        from torch.utils.data import DataLoader
+
+        self._images = images
+        self._indices = indices
+        self._loader: DataLoader[Any] = DataLoader(
+            _Decoded(images, indices, setup),
+            batch_size=setup.batch_size,
+            num_workers=workers,
+            # A fork starts in milliseconds; a worker only decodes, so it needs nothing that a fork breaks.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            collate_fn=_collate,
+            pin_memory=setup.device.startswith("cuda"),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        import torch
+
+        for pixels, positions in self._loader:
+            if isinstance(pixels, DataError):
+                raise pixels
+            chosen = [self._indices[position] for position in positions]
+            yield Batch(
+                pixels,
+                torch.tensor([self._images.targets[index] for index in chosen]),
+                tuple(self._images.names[index] for index in chosen),
+            )
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """Return all indices, or `limit` of them spread evenly, so that a part of class-sorted data holds all classes."""
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [position * total // limit for position in range(limit)]
+
+
+class _Decoded:
+    """Decoded and preprocessed images; an unreadable one is returned as its error, which worker processes keep whole."""
+
+    def __init__(self, images: LabelledImages, indices: Sequence[int], setup: Setup) -> None:
+        self._images = images
+        self._indices = indices
+        self._decoder = setup.preprocessing.decoder or "pil"
+        self._transform = transform(setup.preprocessing)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> tuple[Any, int]:
+        index = self._indices[position]
+        try:
+            image = decode(self._images.read(index), self._decoder, self._images.names[index])
+        except DataError as error:
+            return error, position
+        return self._transform(image), position
+
+
+def _collate(samples: list[tuple[Any, int]]) -> tuple[Any, list[int]]:
+    """Stack the images of a batch, or pass on the first error."""
+    import torch
+
+    pixels, positions = zip(*samples, strict=True)
+    failure = next((found for found in pixels if isinstance(found, DataError)), None)
+    return failure or torch.stack(pixels), list(positions)
