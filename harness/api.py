@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.device import PRECISIONS, default_device
+from harness.environment import cores
 from harness.errors import SetupError
 from harness.executors import inline, process
 from harness.metric import Outcomes
-from harness.models import public_id
+from harness.models import callable_id, public_id
 from harness.preprocessing import OVERRIDES
 from harness.progress import say
 from harness.record import Preprocessing, Record, Setup, Weights
@@ -59,7 +60,7 @@ class Records(Sequence[Record]):
 
 
 def run(
-    model: str | Sequence[str],
+    model: str | Callable[..., Any] | Sequence[str],
     task: str | Sequence[str],
     *,
     weights: str | Path = "random",
@@ -67,7 +68,7 @@ def run(
     data: str | Path | None = None,
     results: str | Path = "results",
     rerun: bool = False,
-    workers: int = 0,
+    workers: int | None = None,
     threads: int | None = None,
     executor: Literal["process", "inline"] = "process",
     **options: Any,
@@ -75,13 +76,13 @@ def run(
     """Evaluate models on tasks, and return the records; those that exist already are not measured again.
 
     Args:
-        model: one or several model ids.
+        model: one or several model ids, or a callable that returns an `nn.Module`; a callable runs in this process.
         task: one or several task ids.
         weights: `random`, `pretrained`, `own`, or a file.
         data: root of the data sets; `BENCH_DATA` or `data` by default.
         results: where records go.
         rerun: measure again what exists.
-        workers: processes that load data.
+        workers: processes that load data; by default one a core, at most 8.
         threads: of torch.
         executor: `process` runs each pair in a process of its own, `inline` in this one.
         options: fields of `Setup` and of `Preprocessing`, such as `batch_size=64` or `crop_pct=0.9`.
@@ -89,7 +90,10 @@ def run(
     Raises:
         BenchError: a request that cannot run; nothing has been measured then.
     """
+    workers = min(8, cores()) if workers is None else workers
     setup, file = build_setup(weights, allow_partial, **options)
+    if callable(model):
+        model, executor = callable_id(model), "inline"
     models, tasks = ([value] if isinstance(value, str) else list(value) for value in (model, task))
     jobs = [
         Job(
@@ -191,4 +195,3 @@ def _row(record: Record) -> dict[str, Any]:
     if record.error:
         row["error"] = record.error
     return row
-

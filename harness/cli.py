@@ -1,4 +1,4 @@
-"""The command line: run, list, board, data, doctor.
+"""The command line: run, list, board, data, schema, doctor.
 
 Exit codes: 0 all went well; 1 some (model, task) pairs failed, and their records hold the error; 2 a mistake in what
 was asked, and nothing ran; 130 interrupted, and the same command goes on.
@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from harness import options
 from harness.errors import BenchError, SetupError
 
+RESULTS = Path("results")
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -48,57 +50,46 @@ class ListCommand(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-Results = Annotated[Path, typer.Option(help="Folder of records and boards.", show_default=True)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
-
-
 @app.command(cls=ListCommand)
 def run(
-    model: Annotated[list[str], typer.Option(help="Model ids: a registered name, carrier+attention, timm:NAME, "
-                                             "package.module:callable, path/to/file.py:callable. Several may follow.")],
-    task: Annotated[list[str], typer.Option(help="Task ids, such as imagenet, imagenet:knn, cost. Several may follow.")],
-    weights: Annotated[str, typer.Option(help="random (seeded), pretrained (timm's hub), own (as the callable built "
-                                         "them), or a .safetensors or weights-only checkpoint file.")] = "random",
-    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Load a checkpoint that misses or adds keys; the record says so.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Root of the data sets [default: $BENCH_DATA, or data].")] = None,
-    results: Results = Path("results"),
-    rerun: Annotated[bool, typer.Option("--rerun", help="Measure again what has a record.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass; for cost the larger of the two batches.")] = 32,
-    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels-last memory layout.")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N [default: cuda where there is one].")] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights and of generated inputs.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Evaluate only N items, spread evenly; never ranks.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="Override the input size: N or H,W.")] = None,
-    crop_pct: Annotated[float | None, typer.Option(help="Override the crop fraction.")] = None,
-    crop_mode: Annotated[str | None, typer.Option(help="Override: center, squash or border.")] = None,
-    interpolation: Annotated[str | None, typer.Option(help="Override: bilinear, bicubic, nearest or lanczos.")] = None,
-    antialias: Annotated[bool | None, typer.Option(help="Override; only the decoder torchvision can do without.")] = None,
-    decoder: Annotated[str | None, typer.Option(help="Override: pil or torchvision.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Override: three numbers, comma-separated, for pixels in 0..1.")] = None,
-    std: Annotated[str | None, typer.Option(help="Override: three numbers, comma-separated.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that load data [default: one a core, at most 8].")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU [default: torch's choice].")] = None,
-    executor: Annotated[Literal["process", "inline"], typer.Option(help="Each pair in a process of its own, or in this one.")] = "process",
-    json: Annotated[bool, typer.Option("--json", help="Print the records of this call as a JSON list, and nothing else, on standard output.")] = False,
-    quiet: Quiet = False,
-) -> None:  # fmt: skip
+    model: options.Model,
+    task: options.Task,
+    weights: options.Weights = "random",
+    allow_partial: options.AllowPartial = False,
+    data: options.Data = None,
+    results: options.Results = RESULTS,
+    rerun: options.Rerun = False,
+    batch_size: options.BatchSize = 32,
+    precision: options.Precision = "fp32",
+    channels_last: options.ChannelsLast = False,
+    compile: options.Compile = False,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    image_size: options.ImageSize = None,
+    crop_pct: options.CropPct = None,
+    crop_mode: options.CropMode = None,
+    interpolation: options.Interpolation = None,
+    antialias: options.Antialias = None,
+    decoder: options.Decoder = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    workers: options.Workers = None,
+    threads: options.Threads = None,
+    executor: options.Executor = "process",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
     """Evaluate every model on every task; what has a record is skipped."""
+    chosen = dict(locals())
+    out = _own_stdout() if chosen.pop("json") else None
+    _set_quiet(chosen.pop("quiet"))
+    chosen |= {"image_size": _size(image_size), "mean": _numbers("mean", mean), "std": _numbers("std", std)}
+
     from harness import api
-    from harness.environment import cores
     from harness.record import to_json
 
-    out = _own_stdout() if json else None
-    _set_quiet(quiet)
-    records = api.run(
-        model, task, weights=weights, allow_partial=allow_partial, data=data, results=results, rerun=rerun,
-        workers=min(8, cores()) if workers is None else workers, threads=threads, executor=executor,
-        batch_size=batch_size, precision=precision, channels_last=channels_last, compile=compile, device=device,
-        seed=seed, limit=limit, image_size=_size(image_size), crop_pct=crop_pct, crop_mode=crop_mode,
-        interpolation=interpolation, antialias=antialias, decoder=decoder, mean=_numbers("mean", mean),
-        std=_numbers("std", std),
-    )  # fmt: skip
+    records = api.run(**chosen)
     if out is not None:
         out.write("[\n" + ",\n".join(to_json(record).decode().strip() for record in records) + "\n]\n")
         out.flush()
@@ -130,8 +121,8 @@ def list_(
 
 @app.command()
 def board(
-    results: Results = Path("results"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write the files, print nothing.")] = False,
+    results: options.Results = RESULTS,
+    quiet: options.Quiet = False,
 ) -> None:
     """Rank the records, and write README.md and leaderboard.csv beside them."""
     from harness.leaderboard import make_boards
@@ -152,7 +143,7 @@ def board(
 @data_app.command("mini")
 def data_mini(
     root: Annotated[Path, typer.Option(help="Where the data sets go; give it to run as --data.")] = Path("data/mini"),
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make the small embedded data sets, in the official layouts; no network, the same pixels everywhere."""
     from harness.progress import say
@@ -167,7 +158,7 @@ def data_mini(
 
 @data_app.command("where")
 def data_where(
-    data: Annotated[Path | None, typer.Option(help="Root of the data sets [default: $BENCH_DATA, or data].")] = None,
+    data: options.Data = None,
 ) -> None:
     """Show which data sets are found, and what is missing of the others."""
     from harness.registry import TASKS
@@ -175,10 +166,20 @@ def data_where(
 
     for name in TASKS:
         try:
-            stamp = build_task(name, data).data()
+            stamp = build_task(name, Path(data) if data else None).data()
             print(f"{name}: {f'{stamp.size:,} images of {stamp.classes:,} classes' if stamp else 'needs no data'}")
         except BenchError as error:
             print(f"{name}: {error}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a record, as published in docs/record.schema.json."""
+    import json
+
+    from harness.record import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
 
 
 @app.command()
@@ -230,7 +231,9 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise SetupError(f"--{option} is {text!r}; expected numbers separated by commas, such as 0.5,0.5,0.5.") from None
+        raise SetupError(
+            f"--{option} is {text!r}; expected numbers separated by commas, such as 0.5,0.5,0.5."
+        ) from None
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -17,7 +17,10 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 def default_device() -> str:
-    """Return `cuda` where torch sees a GPU, else `cpu`; torch, which takes seconds to import, is asked only where a driver is."""
+    """Return `cuda` where torch sees a GPU, else `cpu`.
+
+    Torch takes seconds to import, so it is asked only where there is a driver.
+    """
     for library in ("libcuda.so.1", "nvcuda.dll"):
         try:
             ctypes.CDLL(library)
@@ -44,7 +47,9 @@ def check_device(device: str) -> None:
     if name != "cuda" or not (index == "" or index.isdigit()):
         raise SetupError(f"There is no device {device!r}; expected cpu, cuda or cuda:N.")
     if count <= int(index or 0):
-        raise SetupError(f"There is no device {device!r}: torch sees {count} GPUs. Use --device cpu, or see `run_bench.py doctor`.")
+        raise SetupError(
+            f"There is no device {device!r}: torch sees {count} GPUs. Use --device cpu, or see `run_bench.py doctor`."
+        )
 
 
 def place(module: nn.Module, setup: Setup) -> nn.Module:
@@ -56,7 +61,9 @@ def place(module: nn.Module, setup: Setup) -> nn.Module:
     module = module.eval().to(setup.device)
     if setup.channels_last:
         module = module.to(memory_format=torch.channels_last)
-    return torch.compile(module) if setup.compile else module
+    if setup.compile:
+        module.compile()
+    return module
 
 
 def to_device(images: Tensor, setup: Setup) -> Tensor:

@@ -48,5 +48,7 @@ def _hardware() -> Iterator[str]:
         properties = torch.cuda.get_device_properties(index)
         yield f"{f'cuda:{index}':14} {properties.name}, {properties.total_memory / 2**30:.1f} GiB"
     if not torch.cuda.is_available():
-        built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch was built without CUDA"
+        built = (
+            f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch was built without CUDA"
+        )
         yield f"{'gpu':14} none that torch can use ({built}); everything runs on the CPU"

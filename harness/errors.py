@@ -13,6 +13,15 @@ BenchError                 shown as one line, without a traceback; exit code 2 b
 A message says what failed (with the value quoted), what was expected, and the next step.
 """
 
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+
+# Frames below these say nothing to somebody who looks for the mistake in his own file.
+NOT_THE_USERS = (os.path.dirname(os.__file__), os.path.dirname(__file__), "<")
+
 
 class BenchError(Exception):
     """Base of every error that the harness raises on purpose."""
@@ -56,3 +65,16 @@ class MissingPackage(BenchError):
 
 class RecordError(BenchError):
     """A record that cannot be read or written."""
+
+
+def reason(error: BaseException) -> str:
+    """Return one line on a stranger's exception: type, first line of the message, where in the user's code."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg}, {Path(error.filename or '?').name}:{error.lineno}"
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = frame.f_code.co_filename
+        if not file.startswith(NOT_THE_USERS) and "site-packages" not in file:
+            return f"{text}, {Path(file).name}:{line}"
+    return text

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ModelError
+from harness.factory import parameters_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,17 +15,26 @@ if TYPE_CHECKING:
 def embedder(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the function from images to embeddings (B, D).
 
-    In this order: the module's own `embed(images)`; timm's `forward_features` with `forward_head(pre_logits=True)`;
-    otherwise the input of the linear layer whose output the module returns.
+    In this order: the module's own method `embed(images)`; timm's `forward_features` with
+    `forward_head(pre_logits=True)`; otherwise the input of the linear layer whose output the module returns.
 
     Raises:
         ModelError: when called, where the module offers none of these.
     """
-    if callable(getattr(module, "embed", None)):
-        return lambda images: _checked(module.embed(images), images)
-    if callable(getattr(module, "forward_features", None)) and callable(getattr(module, "forward_head", None)):
-        return lambda images: _checked(module.forward_head(module.forward_features(images), pre_logits=True), images)
+    embed, features, head = (_method(module, name) for name in ("embed", "forward_features", "forward_head"))
+    if embed:
+        return lambda images: _checked(embed(images), images)
+    if features and head and "pre_logits" in parameters_of(head):
+        return lambda images: _checked(head(features(images), pre_logits=True), images)
     return lambda images: _checked(_classifier_input(module, images), images)
+
+
+def _method(module: nn.Module, name: str) -> Callable[..., Any] | None:
+    """A method of a module; a layer of that name, such as a patch embedding called `embed`, is none."""
+    from torch import nn
+
+    found: Any = getattr(module, name, None)
+    return found if callable(found) and not isinstance(found, nn.Module) else None
 
 
 def _classifier_input(module: nn.Module, images: Tensor) -> Any:
@@ -33,7 +43,10 @@ def _classifier_input(module: nn.Module, images: Tensor) -> Any:
 
     calls: list[tuple[Any, Any]] = []
     hooks = [
-        part.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+        part.register_forward_hook(
+            lambda _, inputs, named, output: calls.append((inputs[0] if inputs else named["input"], output)),
+            with_kwargs=True,
+        )
         for part in module.modules()
         if isinstance(part, nn.Linear)
     ]
@@ -42,7 +55,8 @@ def _classifier_input(module: nn.Module, images: Tensor) -> Any:
     finally:
         for hook in hooks:
             hook.remove()
-    found = [inputs for inputs, result in calls if result is output]
+    logits = getattr(output, "logits", output)
+    found = [inputs for inputs, result in calls if result is logits]
     if not found:
         raise ModelError(
             f"{type(module).__name__} has no embedding that can be found: its output does not come from a linear layer. "
@@ -57,5 +71,8 @@ def _checked(embeddings: Any, images: Tensor) -> Tensor:
 
     if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2 or len(embeddings) != len(images):
         shape = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
-        raise ModelError(f"The embedding of {len(images)} images is {shape}; expected ({len(images)}, D).")
+        raise ModelError(
+            f"The embedding of {len(images)} images is {shape}; expected ({len(images)}, D). "
+            "Give the model a method embed(images) that returns that."
+        )
     return embeddings.float()

@@ -6,7 +6,7 @@ import io
 import warnings
 from typing import Any
 
-from harness.errors import DataError
+from harness.errors import DataError, reason
 
 
 def decode(content: bytes, decoder: str, name: str) -> Any:
@@ -22,8 +22,9 @@ def decode(content: bytes, decoder: str, name: str) -> Any:
     try:
         return _decode_torchvision(content) if decoder == "torchvision" else _decode_pil(content)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name} is not a readable image ({reason.strip()}). Restore the file, or remove it.") from error
+        # Pillow names the address of a buffer, which differs from run to run.
+        cause = "of no format that is known" if "cannot identify" in str(error) else reason(error)
+        raise DataError(f"{name} is not a readable image ({cause}). Restore the file, or remove it.") from error
 
 
 def _decode_pil(content: bytes) -> Any:
@@ -39,4 +40,7 @@ def _decode_torchvision(content: bytes) -> Any:
     import torch
     from torchvision.io import ImageReadMode, decode_image
 
-    return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    if image.ndim != 3:
+        raise ValueError(f"it holds {len(image)} frames")
+    return image

@@ -10,7 +10,7 @@ from harness.metric import Metric
 from harness.record import Record
 
 # Costs that do not depend on the machine stand beside accuracy too.
-JOINED = ("parameters", "gmacs")
+JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G", higher_is_better=False))
 
 
 @dataclass(frozen=True)
@@ -103,22 +103,25 @@ def differences(boards: Sequence[Board]) -> dict[str, list[str]]:
     by_task: dict[str, list[Board]] = defaultdict(list)
     for board in boards:
         by_task[board.task].append(board)
-    return {
-        task: sorted({label for board in group for label, value in board.conditions if value != dict(group[0].conditions).get(label)})
-        for task, group in by_task.items()
-        if len(group) > 1
-    }  # fmt: skip
+    return {task: _differing(group) for task, group in by_task.items() if len(group) > 1}
+
+
+def _differing(group: Sequence[Board]) -> list[str]:
+    """The labels of the conditions that not all boards of a group share."""
+    first = dict(group[0].conditions)
+    return sorted({label for board in group for label, value in board.conditions if value != first.get(label)})
 
 
 def _board(
-    task: str, shared: tuple[tuple[str, str], ...], group: list[Record], costs: Mapping[tuple[str, ...], Mapping[str, float | None]]
+    task: str,
+    shared: tuple[tuple[str, str], ...],
+    group: list[Record],
+    costs: Mapping[tuple[str, ...], Mapping[str, float | None]],
 ) -> Board:
     """Rank comparable records."""
     metrics = {m.metric.name: m.metric for record in group for m in record.measurements if not m.metric.minor}
     headline = group[0].measurements[0].metric
-    joined = {}
-    if not group[0].machine_bound:
-        joined = {name: Metric(name, unit, False) for name, unit in zip(JOINED, ("M", "G"), strict=True)}
+    joined = {} if group[0].machine_bound else {metric.name: metric for metric in JOINED}
     best_first = sorted(group, key=lambda record: _sort_value(record, headline))
     scores = [_sort_value(record, headline) for record in best_first]
     rows = [
@@ -130,7 +133,7 @@ def _board(
         )
         for record, score in zip(best_first, scores, strict=True)
     ]
-    return Board(task, shared, (*metrics.values(), *joined.values()), tuple(rows))
+    return Board(task, shared, tuple({**metrics, **joined}.values()), tuple(rows))
 
 
 def _sort_value(record: Record, headline: Metric) -> float:
@@ -147,7 +150,7 @@ def _machine_free_costs(records: Iterable[Record]) -> dict[tuple[str, ...], Mapp
     for record in records:
         if record.machine_bound and not record.error:
             values = record.values()
-            found[_identity(record)] = {name: values[name] for name in JOINED if name in values}
+            found[_identity(record)] = {metric.name: values[metric.name] for metric in JOINED if metric.name in values}
     return found
 
 

@@ -1,4 +1,4 @@
-"""What is measured: a metric with its unit and direction, a measurement of it, and the meter that makes measurements."""
+"""What is measured: a metric with its unit and direction, a measurement of it, and the meter that makes them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ Provenance = Literal["measured", "predictions", "published"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image file becomes a model's input. In a request None means: as the model declares; in a record all is set.
+    """How an image file becomes a model's input.
+
+    In a request None means: as the model declares; in a record all is set.
 
     Args:
         image_size: height and width in pixels of the model's input.
@@ -207,4 +209,6 @@ class _Version:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a record, as published in `docs/record.schema.json`."""
-    return msgspec.json.schema(Record)
+    # Through JSON, so that the result is what a reader of the file gets: lists, not tuples.
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(msgspec.json.schema(Record)))
+    return found

@@ -1,19 +1,20 @@
-"""Names for models, attentions, wrappers, tasks, protocols and costs, filled by importing what lies below their folders."""
+"""Names for models, attentions, tasks and so on, filled by importing what lies below their folders."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import importlib.util
-import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any, Generic, TypeVar
 
-from harness.errors import BenchError, DuplicateName, UnknownName
+from harness.errors import BenchError, DuplicateName, UnknownName, reason
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = "backbone_bench.plugins"
@@ -24,12 +25,18 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered callable with its card and the place that registered it."""
+    """A registered callable with its card and the place that registered it.
+
+    Args:
+        place: `path:line` of the registration.
+        scope: the variables of the module that registered it; a module that is executed anew has others.
+    """
 
     name: str
     build: T
     card: Any
     place: str
+    scope: Any = field(default=None, repr=False, compare=False)
 
 
 class Registry(Generic[T]):
@@ -50,18 +57,21 @@ class Registry(Generic[T]):
         """Return a decorator that files a callable under `name`.
 
         Raises:
-            DuplicateName: the name is taken by another callable; both places are named.
+            DuplicateName: the name is taken; both places are named.
             BenchError: the name holds a character that model and task ids give a meaning to.
         """
         if not name or RESERVED & set(name):
             raise BenchError(f"{name!r} cannot name a {self.kind}: use letters, digits, '_', '-' and '.'.")
 
+        caller = sys._getframe(1)
+        place, scope = _place(caller), caller.f_globals
+
         def decorate(build: T) -> T:
-            entry = Entry(name, build, card, _place(build))
+            entry = Entry(name, build, card, place, scope)
             taken = self._entries.get(name)
-            if taken is not None and taken.place != entry.place:
+            if taken is not None and (taken.place != place or taken.scope is scope):
                 raise DuplicateName(
-                    f"Two {self.kind}s are named {name!r}: one in {taken.place}, one in {entry.place}. Rename one."
+                    f"Two {self.kind}s are named {name!r}: one in {taken.place}, one in {place}. Rename one."
                 )
             self._entries[name] = entry
             return build
@@ -99,36 +109,55 @@ class Registry(Generic[T]):
     def _discover(self) -> None:
         if not self._discovered:
             self._discovered = True
-            discover(self.package)
-            load_plugins()
+            try:
+                discover(self.package)
+                load_plugins()
+            except BenchError:
+                # The next look-up must say it again, and not that a name is unknown.
+                self._discovered = False
+                raise
 
 
-def _place(build: Callable[..., Any]) -> str:
-    """Return `path:line` of a callable, the path relative to the project where it lies inside."""
-    try:
-        path = Path(inspect.getsourcefile(build) or "").resolve()
-        line = inspect.getsourcelines(build)[1]
-    except (OSError, TypeError):
-        return f"{getattr(build, '__module__', '?')}.{getattr(build, '__qualname__', build)}"
-    return f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}:{line}"
+def _place(frame: FrameType) -> str:
+    """Return `path:line` of running code, the path relative to the project where it lies inside."""
+    path = Path(frame.f_code.co_filename).resolve()
+    return f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}:{frame.f_lineno}"
 
 
 def discover(package: str) -> None:
     """Import every module below `package`, a dotted name such as `baselines.attention`.
 
     Raises:
-        BenchError: another package of that name comes first on the path; the culprit is named.
+        BenchError: a module cannot be imported, or another package of that name comes first on the path.
     """
-    module = importlib.import_module(package)
-    home = ROOT.joinpath(*package.split("."))
-    folders = [Path(folder).resolve() for folder in module.__path__]
-    if home not in folders:
+    _check_own(package.partition(".")[0])
+    folders = _import(package).__path__
+    for found in pkgutil.walk_packages(folders, package + "."):
+        _import(found.name)
+
+
+def _check_own(package: str) -> None:
+    """Refuse, before it is imported, a stranger's package or module that shadows the harness's own."""
+    spec = importlib.util.find_spec(package)
+    places = [*(spec.submodule_search_locations or ()), spec.origin] if spec else []
+    found = [Path(place).resolve() for place in places if place]
+    if ROOT / package not in found:
+        where = f"was found in {str(found[0])!r}, not" if found else "was not found"
         raise BenchError(
-            f"The package {package!r} was found in {folders[0] if folders else '?'}, not in {home}: "
-            "it shadows the harness's own. Rename it, or take its folder off PYTHONPATH."
+            f"The package {package!r} {where} in {str(ROOT / package)!r}: the harness needs its own. "
+            "Rename what shadows it, or take its folder off PYTHONPATH."
         )
-    for found in pkgutil.walk_packages(module.__path__, package + "."):
-        importlib.import_module(found.name)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except BenchError:
+        raise
+    except Exception as error:
+        raise BenchError(
+            f"The module {name!r} cannot be imported ({reason(error)}). Mend it, or move it away."
+        ) from error
 
 
 _loaded_plugins: set[str] = set()
@@ -146,12 +175,13 @@ def load_plugins() -> None:
         _loaded_plugins.add(point.value)
         try:
             point.load()
-        except DuplicateName:
-            raise
         except Exception as error:
+            _loaded_plugins.discard(point.value)
+            if isinstance(error, DuplicateName):
+                raise
             owner = point.dist.name if point.dist else "an installed package"
             raise BenchError(
-                f"The plugin {point.name!r} of {owner} cannot be imported ({type(error).__name__}: {error}). "
+                f"The plugin {point.name!r} of {owner} cannot be imported ({reason(error)}). "
                 f"Mend it or uninstall {owner}."
             ) from error
 

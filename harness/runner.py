@@ -89,7 +89,7 @@ def run_job(job: Job) -> tuple[Record, Outcomes | None]:
         evaluation = task.evaluate(place(module, setup), setup)
     except BenchError as failure:
         error = str(failure)
-    except (Exception, RecursionError) as failure:
+    except Exception as failure:
         error = _describe(failure)
     seconds = time.perf_counter() - clock
     record = describe(job, task, identity, setup, evaluation, error, started, seconds)
@@ -165,7 +165,10 @@ def command(job: Job) -> str:
     for name in ("image_size", "crop_pct", "crop_mode", "interpolation", "decoder", "mean", "std"):
         value = getattr(setup.preprocessing, name)
         if value is not None:
-            words += [f"--{name.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+            words += [
+                f"--{name.replace('_', '-')}",
+                ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
+            ]
     if setup.preprocessing.antialias is not None:
         words.append("--antialias" if setup.preprocessing.antialias else "--no-antialias")
     return " ".join(words)
@@ -181,4 +184,3 @@ def _describe(failure: BaseException) -> str:
     code = frame.tb_frame.f_code if frame else None
     where = f" (in {code.co_name}, {Path(code.co_filename).name}:{frame.tb_lineno})" if code and frame else ""
     return f"{text}{where}. Run the model by itself on a batch of images to mend it."
-

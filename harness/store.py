@@ -63,7 +63,9 @@ class Store:
                 write_atomically(self.outcomes / f"{record.name}.csv.gz", gzip.compress(content, mtime=0))
             write_atomically(self.records / f"{record.name}.json", to_json(record))
         except OSError as error:
-            raise RecordError(f"The results cannot be written to {str(self.root)!r} ({error.strerror}). Give another --results.") from error
+            raise RecordError(
+                f"The results cannot be written to {str(self.root)!r} ({error.strerror}). Give another --results."
+            ) from error
         return record
 
     def read_outcomes(self, record: Record) -> Outcomes:
@@ -74,10 +76,14 @@ class Store:
         """
         path = self.outcomes / f"{record.name}.csv.gz"
         if not path.is_file():
-            raise RecordError(f"The outcomes of {record.name} are not in {str(self.outcomes)!r}. Copy them beside the record.")
+            raise RecordError(
+                f"The outcomes of {record.name} are not in {str(self.outcomes)!r}. Copy them beside the record."
+            )
         content = gzip.decompress(path.read_bytes())
         if hashlib.sha256(content).hexdigest() != record.outcomes_sha256:
-            raise RecordError(f"{path.name} is not what {record.name} was made with. Restore it, or run again with --rerun.")
+            raise RecordError(
+                f"{path.name} is not what {record.name} was made with. Restore it, or run again with --rerun."
+            )
         header, *rows = csv.reader(io.StringIO(content.decode()))
         return Outcomes(tuple(header), tuple((row[0], *map(int, row[1:])) for row in rows))
 

@@ -63,7 +63,15 @@ def to_csv(boards: Sequence[Board]) -> str:
 
 def escape(text: str) -> str:
     """Return text that Markdown and HTML show as it is."""
-    for plain, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("[", "\\["), ("\n", " ")):
+    for plain, safe in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("|", "\\|"),
+        ("`", "\\`"),
+        ("[", "\\["),
+        ("\n", " "),
+    ):
         text = text.replace(plain, safe)
     return text
 

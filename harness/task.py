@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from harness.device import evaluating, to_device
 from harness.errors import UnknownName
+from harness.factory import call
 from harness.metric import Evaluation, Meter
-from harness.models import call
 from harness.progress import track
 from harness.record import DataStamp, Setup
 from harness.registry import PROTOCOLS, TASKS

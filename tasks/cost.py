@@ -27,9 +27,7 @@ class Cost(Task):
         measurements: list[Measurement] = []
         for name in track(list(COSTS), "measure costs"):
             measurements += COSTS.get(name).build(model, images, setup)
-        first = ("parameters", "gmacs")
-        ordered = sorted(measurements, key=lambda m: first.index(m.metric.name) if m.metric.name in first else len(first))
-        return Evaluation(tuple(ordered), {"input": f"noise, {tuple(images.shape)}"})
+        return Evaluation(tuple(measurements), {"input": f"noise, {tuple(images.shape)}"})
 
 
 def noise(setup: Setup) -> Tensor:

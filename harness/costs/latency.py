@@ -34,7 +34,9 @@ def latency(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]
         median = float(numpy.median(samples))
         found += [
             Measurement(Metric(f"latency_b{batch}", "ms", higher_is_better=False), median, tuple(samples)),
-            Measurement(Metric(f"latency_p95_b{batch}", "ms", higher_is_better=False), float(numpy.quantile(samples, 0.95))),
+            Measurement(
+                Metric(f"latency_p95_b{batch}", "ms", higher_is_better=False), float(numpy.quantile(samples, 0.95))
+            ),
         ]
     return found
 

@@ -24,9 +24,10 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 @COSTS.register("memory")
 def memory(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]:
-    """Return the peak in MiB: of CUDA's allocator with weights and input, or on the CPU of the resident set above what it was.
+    """Return the peak in MiB: of CUDA's allocator, or on the CPU of the resident set above what it was before.
 
-    The two are different quantities and have different names: `memory` and `resident`.
+    The two are different quantities (the first holds weights and input too) and have different names: `memory` and
+    `resident`.
     """
     found = []
     for batch in sorted({1, len(images)}):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.connection import Connection
@@ -35,6 +37,9 @@ def execute(job: Job) -> tuple[Record, Outcomes | None]:
     except EOFError:
         process.join()
         return _died(job, process.exitcode, started), None
+    except BaseException:
+        process.terminate()
+        raise
     finally:
         receiver.close()
         _stop(process)
@@ -46,12 +51,21 @@ def execute(job: Job) -> tuple[Record, Outcomes | None]:
 
 def _serve(job: Job, sender: Connection) -> None:
     """The life of the process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sender.send(run_job(job))
     except BenchError as error:
         sender.send(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that asked for it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _stop(process: Any) -> None:

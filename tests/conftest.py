@@ -1,0 +1,114 @@
+"""Fixtures that several test files share: small data in the official layout, five-line models, and the real data."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331", "n01498041", "n01514668")
+
+NETS = """
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 7, 4)
+        self.head = nn.Linear(8, num_classes)
+        self.preprocessing = {"input_size": (3, 32, 32), "crop_pct": 1.0}
+
+    def forward(self, images):
+        return self.head(self.stem(images).relu().mean((2, 3)))
+
+def tiny(num_classes=1000):
+    return Tiny(num_classes)
+
+class Broken(Tiny):
+    def __init__(self, num_classes, change):
+        super().__init__(num_classes)
+        self.change = change
+
+    def forward(self, images):
+        return self.change(super().forward(images))
+
+def all_nan(num_classes=1000):
+    return Broken(num_classes, lambda logits: logits * float("nan"))
+
+def first_row_nan(num_classes=1000):
+    return Broken(num_classes, lambda logits: logits.index_fill(0, torch.tensor([0]), float("nan")))
+
+def too_few(num_classes=1000):
+    return Broken(num_classes, lambda logits: logits[:, :-1])
+
+def raises(num_classes=1000):
+    return Broken(num_classes, lambda logits: logits.no_such_method())
+
+def dies(num_classes=1000):
+    import os
+    return Broken(num_classes, lambda logits: os.kill(os.getpid(), 9))
+
+def chatty(num_classes=1000):
+    print("a model that talks")
+    return Tiny(num_classes)
+
+def slow(num_classes=1000):
+    import time
+    return Broken(num_classes, lambda logits: time.sleep(0.2) or logits)
+"""
+
+
+def noise_jpeg(seed: int, size: tuple[int, int] = (40, 36)) -> bytes:
+    """Return the content of a JPEG file of smooth noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (5, 5, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_imagenet(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes an ImageNet of noise below a data root, and returns the root."""
+
+    def make(val: int = 2, train: int = 0, classes: int = 8, own_classes: bool = True) -> Path:
+        home = tmp_path / "data" / "imagenet"
+        for split, count in (("val", val), ("train", train)):
+            for label, wnid in enumerate(WNIDS[:classes]):
+                for number in range(count):
+                    folder = home / split / wnid
+                    folder.mkdir(parents=True, exist_ok=True)
+                    seed = 1000 * label + number + (500 if split == "train" else 0)
+                    (folder / f"{wnid}_{number}.JPEG").write_bytes(noise_jpeg(seed))
+        if own_classes:
+            (home / "synsets.txt").write_text("\n".join(WNIDS[:classes]))
+        return tmp_path / "data"
+
+    return make
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> str:
+    """Return the path of a user's file of small models, good and bad."""
+    path = tmp_path / "nets.py"
+    path.write_text(NETS)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the root of the small real data, or skip."""
+    root = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip("the shared small real data is not beside this checkout")
+    return root

@@ -1,0 +1,81 @@
+"""Records: the same bytes for the same content, every past schema readable, the schema published."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from harness.errors import BenchError, RecordError
+from harness.metric import Measurement, Metric
+from harness.record import SCHEMA, Record, Setup, digest, from_json, json_schema, slug, to_json
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def golden() -> Record:
+    path = GOLDEN / "record_v1.json"
+    return from_json(path.read_bytes(), path.name)
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("record_v*.json")), ids=lambda path: path.stem)
+def test_every_past_schema_still_loads(path: Path) -> None:
+    record = from_json(path.read_bytes(), path.name)
+    assert record.model == "vit_s16+agent"
+    assert record.values()["top1"] == 81.25
+
+
+def test_there_is_a_golden_file_for_each_schema() -> None:
+    assert {path.stem for path in GOLDEN.glob("record_v*.json")} == {f"record_v{v}" for v in range(1, SCHEMA + 1)}
+
+
+def test_a_record_survives_the_round_trip_byte_for_byte() -> None:
+    text = to_json(golden())
+    assert text == (GOLDEN / f"record_v{SCHEMA}.json").read_bytes()
+    assert to_json(from_json(text, "again")) == text
+
+
+def test_the_published_schema_is_that_of_the_code_and_accepts_records() -> None:
+    published = json.loads((ROOT / "docs" / "record.schema.json").read_text())
+    assert published == json_schema()
+    jsonschema.Draft202012Validator(published).validate(json.loads(to_json(golden())))
+
+
+def test_the_published_schema_refuses_a_record_without_a_model() -> None:
+    content = json.loads(to_json(golden()))
+    del content["model"]
+    with pytest.raises(jsonschema.ValidationError, match="model"):
+        jsonschema.validate(content, json_schema())
+
+
+def test_a_newer_schema_is_refused_with_the_way_out() -> None:
+    newer = to_json(replace(golden(), schema=SCHEMA + 1))
+    with pytest.raises(RecordError, match=r"r\.json has schema 2; this harness reads up to 1\. Update"):
+        from_json(newer, "r.json")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"schema": "one"}', b'{"schema": 1}', b"\xff\xfe"])
+def test_what_is_no_record_is_named(text: bytes) -> None:
+    with pytest.raises(RecordError, match=r"^x\.json is not a record"):
+        from_json(text, "x.json")
+
+
+def test_digest_tells_setups_apart_and_is_stable() -> None:
+    assert digest("m", Setup()) == digest("m", Setup())
+    assert (
+        len({digest("m", Setup()), digest("m", Setup(seed=1)), digest("n", Setup()), digest("m", Setup(), None)}) == 4
+    )
+
+
+def test_slug_keeps_names_readable_and_safe() -> None:
+    assert slug("timm:vit_tiny.augreg+agent") == "timm-vit_tiny.augreg+agent"
+    assert "/" not in slug("../../etc/passwd:x")
+
+
+def test_a_measurement_without_a_value_needs_a_reason() -> None:
+    with pytest.raises(BenchError, match="needs a reason"):
+        Measurement(Metric("gmacs", "G", False), None)
