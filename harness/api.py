@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.device import PRECISIONS, default_device
 from harness.environment import cores
-from harness.errors import SetupError
+from harness.errors import DuplicateName, SetupError
 from harness.executors import inline, process
 from harness.metric import Outcomes
-from harness.models import callable_id, public_id
+from harness.models import callable_id, check_model_id, public_id
 from harness.preprocessing import OVERRIDES
-from harness.progress import say
+from harness.progress import say, waiting
 from harness.record import Preprocessing, Record, Setup, Weights
 from harness.runner import Job, request
 from harness.store import Store
@@ -136,7 +136,9 @@ def run_jobs(jobs: Sequence[Job], store: Store, execute: Execute, rerun: bool = 
     Raises:
         BenchError: a job whose names or data are wrong; nothing has been measured then.
     """
-    found = list(_lookup(jobs, store, rerun))
+    _check_names(jobs)
+    with waiting("looking up models, data and records"):
+        found = list(_lookup(jobs, store, rerun))
     records, pending = [], sum(record is None for record in found)
     number = 0
     for job, record in zip(jobs, found, strict=True):
@@ -164,12 +166,27 @@ def summary(record: Record) -> str:
     return f"{record.model} on {record.task}: {', '.join(values)} ({record.seconds:.1f} s)"
 
 
-def _lookup(jobs: Iterable[Job], store: Store, rerun: bool) -> Iterable[Record | None]:
-    """For each job its record, or None where it has to run. A record of an error is no reason to skip."""
+def _lookup(jobs: Iterable[Job], store: Store, rerun: bool) -> Iterator[Record | None]:
+    """Yield for each job its record, or None where it has to run. A record of an error is no reason to skip."""
     for job in jobs:
         identity = request(job)
         record = None if rerun else store.find(job.task, public_id(job.model), identity.key)
-        yield None if record is None or record.error else record
+        if record is None or record.error:
+            check_model_id(job.model)
+            yield None
+        else:
+            yield record
+
+
+def _check_names(jobs: Sequence[Job]) -> None:
+    """Refuse two models that records and boards would show under one name."""
+    known: dict[str, str] = {}
+    for job in jobs:
+        other = known.setdefault(public_id(job.model), job.model)
+        if other != job.model:
+            raise DuplicateName(
+                f"{other!r} and {job.model!r} are both shown as {public_id(job.model)!r}: rename a file or a callable."
+            )
 
 
 def _check(setup: Setup) -> None:

@@ -106,8 +106,11 @@ def list_(
     from rich.table import Table
 
     from harness import registry
+    from harness.progress import waiting
 
-    found = getattr(registry, kind.upper())
+    with waiting("importing"):
+        found = getattr(registry, kind.upper())
+        count = len(found)
     table = Table("name", "what", "paper", "where", box=None)
     for name in found:
         entry = found.get(name)
@@ -116,7 +119,7 @@ def list_(
     console = Console()
     console.print(table)
     more = " Also any timm:NAME, package.module:callable and path/to/file.py:callable." if kind == "models" else ""
-    console.print(f"{len(found)} {kind}.{more}")
+    console.print(f"{count} {kind}.{more}")
 
 
 @app.command()
@@ -186,9 +189,11 @@ def schema() -> None:
 def doctor() -> None:
     """Say what this machine has, what is missing, and how to install it."""
     from harness.doctor import report
+    from harness.progress import waiting
 
-    for line in report():
-        print(line)
+    with waiting("looking around"):
+        lines = list(report())
+    print("\n".join(lines))
 
 
 def main() -> NoReturn:

@@ -15,8 +15,13 @@ JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G"
 
 @dataclass(frozen=True)
 class Row:
-    """A record in a board; equal headline values share a rank."""
+    """A record in a board; equal headline values share a rank.
 
+    Args:
+        label: model, weights and image size, unique in the board: rows that would look alike end in their record's key.
+    """
+
+    label: tuple[str, str, str]
     rank: int
     tied: bool
     record: Record
@@ -98,6 +103,19 @@ def conditions(record: Record) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+def who(record: Record) -> tuple[str, str, str]:
+    """Return model, weights and image size of a record, with what the user overrode or let pass."""
+    weights, preprocessing = record.setup.weights, record.setup.preprocessing
+    source = weights.file or weights.source
+    if weights.missing or weights.unexpected:
+        source += f" (partial: {len(weights.missing)} missing, {len(weights.unexpected)} unexpected)"
+    size = preprocessing.image_size or (0, 0)
+    image = str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+    if preprocessing.overridden:
+        image += f" (set: {', '.join(preprocessing.overridden)})"
+    return record.model, source, image
+
+
 def differences(boards: Sequence[Board]) -> dict[str, list[str]]:
     """Return, for each task with several boards, the conditions in which they differ."""
     by_task: dict[str, list[Board]] = defaultdict(list)
@@ -124,14 +142,16 @@ def _board(
     joined = {} if group[0].machine_bound else {metric.name: metric for metric in JOINED}
     best_first = sorted(group, key=lambda record: _sort_value(record, headline))
     scores = [_sort_value(record, headline) for record in best_first]
+    labels = [who(record) for record in best_first]
     rows = [
         Row(
+            label=label if labels.count(label) == 1 else (f"{label[0]} [{record.key}]", *label[1:]),
             rank=1 + scores.index(score),
             tied=scores.count(score) > 1,
             record=record,
             values={**(costs.get(_identity(record), {}) if joined else {}), **record.values()},
         )
-        for record, score in zip(best_first, scores, strict=True)
+        for record, score, label in zip(best_first, scores, labels, strict=True)
     ]
     return Board(task, shared, tuple({**metrics, **joined}.values()), tuple(rows))
 

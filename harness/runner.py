@@ -13,7 +13,7 @@ from harness.device import check_device, place
 from harness.environment import environment, machine
 from harness.errors import BenchError
 from harness.metric import Evaluation, Outcomes
-from harness.models import build_model, check_model_id, public_id, source_sha256
+from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
 from harness.record import DataStamp, Record, Setup, digest
 from harness.task import Task, build_task
@@ -54,16 +54,14 @@ class Request:
 
 
 def request(job: Job) -> Request:
-    """Identify a job: check its names and its data, and hash everything that decides its numbers.
+    """Identify a job: find its data, and hash everything that decides its numbers; the model is not looked up.
 
     Raises:
-        BenchError: a name, a file or a data set that the job needs is absent.
+        BenchError: the task, its data, the model's file or the device is absent.
     """
     check_device(job.setup.device)
     task = build_task(job.task, job.data)
     data = task.data()
-    if not job.model.startswith("timm:"):
-        check_model_id(job.model)
     source = source_sha256(job.model)
     hardware = machine(job.setup.device, job.threads or 0) if task.machine_bound else ()
     key = digest(public_id(job.model), source, job.task, task.version, job.setup, data, hardware)

@@ -32,7 +32,7 @@ def board_to_markdown(board: Board) -> str:
     head = ["#", "model", "weights", "image", *(_head(metric) for metric in board.metrics)]
     best = {metric.name: _best(board.rows, metric) for metric in board.metrics}
     body = [
-        [f"{row.rank}{'=' if row.tied else ''}", *map(escape, _who(row.record)),
+        [f"{row.rank}{'=' if row.tied else ''}", *map(escape, row.label),
          *(_cell(row.values.get(metric.name), metric, best[metric.name]) for metric in board.metrics)]
         for row in board.rows
     ]  # fmt: skip
@@ -49,7 +49,7 @@ def to_csv(boards: Sequence[Board]) -> str:
     lines = []
     for board in boards:
         for row in board.rows:
-            model, weights, image = _who(row.record)
+            model, weights, image = row.label
             lines.append({
                 "task": board.task, **dict(board.conditions), "rank": row.rank, "model": model, "weights": weights,
                 "image": image, "record": row.record.name,
@@ -79,19 +79,6 @@ def escape(text: str) -> str:
 def defuse(cell: object) -> object:
     """Return a cell that no spreadsheet takes for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
-
-
-def _who(record: Record) -> tuple[str, str, str]:
-    """Model, weights and image size of a record, with what the user overrode or let pass."""
-    weights, preprocessing = record.setup.weights, record.setup.preprocessing
-    source = weights.file or weights.source
-    if weights.missing or weights.unexpected:
-        source += f" (partial: {len(weights.missing)} missing, {len(weights.unexpected)} unexpected)"
-    size = preprocessing.image_size or (0, 0)
-    image = str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
-    if preprocessing.overridden:
-        image += f" (set: {', '.join(preprocessing.overridden)})"
-    return record.model, source, image
 
 
 def _label(record: Record) -> str:

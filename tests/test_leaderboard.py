@@ -170,6 +170,14 @@ def test_partial_weights_and_overrides_are_shown() -> None:
     assert "96x128 (set: image_size)" in page
 
 
+def test_rows_that_would_look_alike_show_their_keys() -> None:
+    boards, _ = make_boards([make("a", 70.0), make("a", 60.0, setup=replace(SETUP, batch_size=8)), make("b", 50.0)])
+    labels = [row.label[0] for row in boards[0].rows]
+    assert labels[2] == "b"
+    assert len(set(labels)) == 3
+    assert all(label.startswith("a [") for label in labels[:2])
+
+
 def test_the_generated_tables_equal_the_committed_ones() -> None:
     record = from_json((GOLDEN / "record_v1.json").read_bytes(), "golden")
     ranked = replace(record, setup=replace(record.setup, limit=None))

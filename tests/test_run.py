@@ -15,8 +15,9 @@ import pandas
 import pytest
 
 from harness import run
-from harness.errors import BenchError, DataError, SetupError, UnknownName
+from harness.errors import BenchError, DataError, DuplicateName, SetupError, UnknownName
 from harness.record import from_json
+from harness.registry import MODELS
 from harness.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,6 +230,24 @@ def test_a_mistake_is_told_before_anything_runs(
     with pytest.raises(error, match=message):
         run(**asked, results=tmp_path / "results", executor="inline", workers=0)  # type: ignore[arg-type]
     assert not (tmp_path / "results").exists()
+
+
+def test_two_models_of_one_name_are_refused(make_imagenet: Make, nets: str, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "nets.py"
+    other.parent.mkdir()
+    other.write_text(Path(nets).read_text())
+    with pytest.raises(DuplicateName, match=r"are both shown as 'nets\.py:tiny': rename"):
+        go([f"{nets}:tiny", f"{other}:tiny"], make_imagenet(), tmp_path)
+
+
+def test_a_name_that_is_taken_is_refused_with_both_places(make_imagenet: Make, tmp_path: Path) -> None:
+    taken = tmp_path / "mine.py"
+    taken.write_text(
+        "from harness.registry import MODELS\n\n@MODELS.register('vit_t16')\ndef net():\n    return None\n"
+    )
+    assert "vit_t16" in MODELS
+    with pytest.raises(DuplicateName, match=r"baselines/backbones/vit\.py:\d+.*mine\.py:3"):
+        go(f"{taken}:net", make_imagenet(), tmp_path)
 
 
 def test_a_callable_is_a_model(make_imagenet: Make, tmp_path: Path) -> None:
