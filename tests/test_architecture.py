@@ -13,8 +13,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "record", "environment", "factory", "models", "weights",
-    "features", "preprocessing", "device", "task", "runner", "costs", "executors", "store", "api", "leaderboard", "tables",
-    "doctor", "options", "cli",
+    "features", "preprocessing", "device", "task", "runner", "costs", "executors", "store", "api", "leaderboard",
+    "tables", "doctor", "options", "cli",
 )  # fmt: skip
 
 

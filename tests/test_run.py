@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -261,6 +262,20 @@ def test_a_callable_is_a_model(make_imagenet: Make, tmp_path: Path) -> None:
 def test_a_lambda_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="define it with a name"):
         run(lambda: None, "cost", results=tmp_path)
+
+
+def test_a_script_needs_no_guard_around_its_call(make_imagenet: Make, nets: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('the script runs')\nfrom harness import run\n"
+        f"print(run({nets + ':tiny'!r}, 'imagenet', data={str(make_imagenet())!r}, "
+        f"results={str(tmp_path / 'r')!r}, workers=0))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("the script runs") == 1
+    assert "nets.py:tiny" in done.stdout
+    assert "failed" not in done.stderr
 
 
 def test_pandas_shows_the_result(make_imagenet: Make, nets: str, tmp_path: Path) -> None:

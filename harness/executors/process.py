@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from types import ModuleType
 from typing import Any
 
 from harness.errors import BenchError
@@ -30,7 +33,8 @@ def execute(job: Job) -> tuple[Record, Outcomes | None]:
     receiver, sender = context.Pipe(duplex=False)
     process: Any = context.Process(target=_serve, args=(job, sender))  # type: ignore[attr-defined]
     started = datetime.now(UTC)
-    process.start()
+    with _no_main_module():
+        process.start()
     sender.close()
     try:
         result = receiver.recv()
@@ -58,6 +62,17 @@ def _serve(job: Job, sender: Connection) -> None:
         sender.send(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Keep multiprocessing from running the user's script once more in the new process, which needs nothing of it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _end_with_parent() -> None:
