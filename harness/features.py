@@ -59,7 +59,7 @@ def _classifier_input(module: nn.Module, images: Tensor) -> Any:
     found = [inputs for inputs, result in calls if result is logits]
     if not found:
         raise ModelError(
-            f"{type(module).__name__} has no embedding that can be found: its output does not come from a linear layer. "
+            f"{type(module).__name__} has no embedding that can be found: its output is not that of a linear layer. "
             "Give it a method embed(images) that returns (B, D)."
         )
     return found[-1]

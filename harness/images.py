@@ -20,7 +20,12 @@ def decode(content: bytes, decoder: str, name: str) -> Any:
         DataError: the content is not a whole, readable image.
     """
     try:
-        return _decode_torchvision(content) if decoder == "torchvision" else _decode_pil(content)
+        with warnings.catch_warnings():
+            # Damaged EXIF warns and does not touch the pixels; a bomb is an error at twice the size that warns.
+            warnings.simplefilter("ignore")
+            return _decode_torchvision(content) if decoder == "torchvision" else _decode_pil(content)
+    except ImportError:
+        raise
     except Exception as error:
         # Pillow names the address of a buffer, which differs from run to run.
         cause = "of no format that is known" if "cannot identify" in str(error) else reason(error)
@@ -30,10 +35,7 @@ def decode(content: bytes, decoder: str, name: str) -> Any:
 def _decode_pil(content: bytes) -> Any:
     from PIL import Image
 
-    with warnings.catch_warnings():
-        # Damaged EXIF warns and does not touch the pixels; a bomb is an error at twice the size that warns.
-        warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(content)).convert("RGB")
+    return Image.open(io.BytesIO(content)).convert("RGB")
 
 
 def _decode_torchvision(content: bytes) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ CHOICES = {
     "crop_mode": ("center", "squash", "border"),
     "interpolation": ("bilinear", "bicubic", "nearest", "lanczos"),
     "decoder": ("pil", "torchvision"),
+    "antialias": (True, False),
 }
 OVERRIDES = ("image_size", "crop_pct", "crop_mode", "interpolation", "antialias", "decoder", "mean", "std")
 
@@ -35,14 +37,14 @@ def resolve(requested: Preprocessing, module: nn.Module) -> Preprocessing:
     """Fill a request from what the module declares, and fingerprint the result.
 
     A module declares with an attribute `preprocessing`, or with timm's `pretrained_cfg`: a mapping with any of
-    `input_size` (C, H, W), `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`, `antialias`, `decoder`.
+    `input_size` (3, H, W), `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`, `antialias`, `decoder`.
 
     Raises:
         ModelError: a declared value cannot be used.
         SetupError: an overriding value cannot be used.
     """
     declared = declared_by(module)
-    asked = {name: getattr(requested, name) for name in OVERRIDES if getattr(requested, name) is not None}
+    asked = _typed({name: getattr(requested, name) for name in OVERRIDES if getattr(requested, name) is not None})
     complete = replace(declared, **asked, overridden=tuple(asked))
     check(complete)
     return replace(complete, fingerprint=fingerprint(complete))
@@ -54,39 +56,56 @@ def declared_by(module: nn.Module) -> Preprocessing:
     Raises:
         ModelError: a declared value cannot be used.
     """
-    declaration = getattr(module, "preprocessing", None) or getattr(module, "pretrained_cfg", None)
-    if not isinstance(declaration, Mapping):
-        return DEFAULT
-    found: dict[str, Any] = {name: declaration[name] for name in OVERRIDES if declaration.get(name) is not None}
+    declaration = _declaration(module)
+    found = {name: declaration[name] for name in OVERRIDES if declaration.get(name) is not None}
     if declaration.get("input_size") is not None:
         found["image_size"] = declaration["input_size"]
     try:
-        if "image_size" in found:
-            found["image_size"] = _size(found["image_size"])
-        for name in ("mean", "std"):
-            if name in found:
-                found[name] = tuple(float(value) for value in found[name])
-        declared = replace(DEFAULT, **found, source="model")
+        declared = replace(DEFAULT, **_typed(found), source="model" if found else "default")
         check(declared)
-    except (SetupError, TypeError, ValueError) as error:
+    except SetupError as error:
         raise ModelError(f"The model declares preprocessing that cannot be used: {error}") from error
     return declared
+
+
+def _declaration(module: nn.Module) -> Mapping[str, Any]:
+    """What a module says about its input; empty where it says nothing. A layer named `preprocessing` says nothing."""
+    own = getattr(module, "preprocessing", None)
+    own = None if callable(own) else own
+    found = own or getattr(module, "pretrained_cfg", None) or {}
+    if is_dataclass(found) and not isinstance(found, type):
+        found = asdict(found)
+    if not isinstance(found, Mapping):
+        raise ModelError(
+            f"The model declares its preprocessing as {type(found).__name__}; expected a mapping with any of "
+            f"input_size, {', '.join(OVERRIDES[1:])}."
+        )
+    # timm's configurations say much more than this; in a user's own words, what is unknown is a slip.
+    unknown = [key for key in found if key not in Preprocessing.__dataclass_fields__ and key != "input_size"]
+    if unknown and own and "architecture" not in found:
+        raise ModelError(
+            f"The model declares preprocessing with {unknown[0]!r}, which does not exist: "
+            f"expected any of input_size, {', '.join(OVERRIDES[1:])}."
+        )
+    return found
 
 
 def check(preprocessing: Preprocessing) -> None:
     """Raise SetupError when a complete preprocessing cannot be carried out."""
     for name, choices in CHOICES.items():
         if getattr(preprocessing, name) not in choices:
-            raise SetupError(f"{name} is {getattr(preprocessing, name)!r}; expected one of {', '.join(choices)}.")
+            expected = ", ".join(map(str, choices))
+            raise SetupError(f"{name} is {getattr(preprocessing, name)!r}; expected one of {expected}.")
     height, width = preprocessing.image_size or (0, 0)
-    if not 8 <= min(height, width) or max(height, width) > 4096:
+    if min(height, width) < 8 or max(height, width) > 4096:
         raise SetupError(f"image_size is {height}x{width}; expected sides between 8 and 4096 pixels.")
     if not 0 < (preprocessing.crop_pct or 0) <= 2:
-        raise SetupError(f"crop_pct is {preprocessing.crop_pct}; expected a fraction such as 0.875.")
+        raise SetupError(f"crop_pct is {preprocessing.crop_pct}; expected a fraction above 0, such as 0.875.")
     for name in ("mean", "std"):
         values = getattr(preprocessing, name)
-        if len(values) != 3 or not all(math.isfinite(value) for value in values) or (name == "std" and min(values) <= 0):
-            raise SetupError(f"{name} is {values}; expected three numbers for pixels in 0..1.")
+        if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+            above = " above 0" if name == "std" else ""
+            raise SetupError(f"{name} is {values}; expected three numbers{above} for pixels in 0..1.")
     if not preprocessing.antialias and preprocessing.decoder == "pil":
         raise SetupError("antialias can only be turned off with the decoder torchvision: Pillow always filters.")
     if preprocessing.decoder == "torchvision":
@@ -102,7 +121,7 @@ def _check_torchvision(preprocessing: Preprocessing) -> None:
         (f"image_size {height}x{width}", height != width),
     ):
         if unable:
-            raise SetupError(f"{value} needs the decoder pil.")
+            raise SetupError(f"{value} needs the decoder pil; the decoder is torchvision.")
 
 
 def transform(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
@@ -133,7 +152,9 @@ def fingerprint(preprocessing: Preprocessing) -> str:
 
     apply = transform(preprocessing)
     total = hashlib.sha256()
-    for path in sorted(FINGERPRINT_IMAGES.glob("*.jpg")):
+    images = sorted(FINGERPRINT_IMAGES.glob("*.jpg"))
+    assert images, "the bundled images are not installed"
+    for path in images:
         total.update(apply(decode(path.read_bytes(), preprocessing.decoder or "pil", path.name)).numpy().tobytes())
     return total.hexdigest()
 
@@ -146,7 +167,7 @@ def _tensor_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor
     height, width = _both(preprocessing)
     scaled = math.floor(height / (preprocessing.crop_pct or 1.0))
     size = [scaled, scaled] if preprocessing.crop_mode == "squash" else [scaled]
-    return v2.Compose(
+    made: Callable[[Tensor], Tensor] = v2.Compose(
         [
             v2.Resize(size, InterpolationMode(preprocessing.interpolation), antialias=preprocessing.antialias),
             v2.CenterCrop([height, width]),
@@ -154,6 +175,7 @@ def _tensor_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor
             v2.Normalize(list(preprocessing.mean or ()), list(preprocessing.std or ())),
         ]
     )
+    return made
 
 
 def _both(preprocessing: Preprocessing) -> tuple[int, int]:
@@ -163,11 +185,34 @@ def _both(preprocessing: Preprocessing) -> tuple[int, int]:
     return preprocessing.image_size
 
 
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring values to the types that records hold."""
+    typed = dict(values)
+    for name, (convert, expected) in CONVERSIONS.items():
+        if name in typed:
+            try:
+                typed[name] = convert(typed[name])
+            except (TypeError, ValueError) as error:
+                raise SetupError(f"{name} is {values[name]!r}; expected {expected}.") from error
+    return typed
+
+
 def _size(declared: Any) -> tuple[int, int]:
-    """A size from a number, (H, W) or (C, H, W)."""
-    if isinstance(declared, int):
-        return declared, declared
-    *channels, height, width = (int(value) for value in declared)
+    """A size from a number, (H, W) or (3, H, W)."""
+    numbers = [declared, declared] if isinstance(declared, int) else list(declared)
+    *channels, height, width = map(operator.index, numbers)
     if channels not in ([], [3]):
-        raise SetupError(f"input_size is {tuple(declared)}; expected (3, height, width).")
+        raise ValueError(channels)
     return height, width
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(map(float, values))
+
+
+CONVERSIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "image_size": (_size, "a side, (height, width) or (3, height, width)"),
+    "crop_pct": (float, "a fraction above 0, such as 0.875"),
+    "mean": (_numbers, "three numbers for pixels in 0..1"),
+    "std": (_numbers, "three numbers above 0 for pixels in 0..1"),
+}

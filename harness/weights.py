@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-from collections.abc import Mapping
+import re
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "module", "net",
 )  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "model.")
+# What torch's own strict loading lets an old checkpoint go without; evaluation never reads it.
+COUNTER = "num_batches_tracked"
 
 
 def file_sha256(path: Path) -> str:
@@ -28,10 +32,7 @@ def file_sha256(path: Path) -> str:
     Raises:
         WeightsError: there is no such file.
     """
-    if not path.is_file():
-        raise WeightsError(
-            f"There is no weights file {str(path)!r}. Give --weights random, pretrained, own, or the path of a file."
-        )
+    _check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -45,18 +46,25 @@ def load_weights(module: nn.Module, path: Path, requested: Weights) -> Weights:
     Raises:
         WeightsError: the file is unreadable, unsafe or of another model, or holds values that are not finite.
     """
-    import torch
-
-    container, state = unwrap(read_state(path), path)
-    expected = module.state_dict()
-    fits = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
-    missing = tuple(sorted(expected.keys() - fits.keys()))
+    container, found = unwrap(read_state(path), path)
+    expected = _tensors(module.state_dict())
+    state = strip(found, expected)
+    fits = {key: value for key, value in state.items() if key in expected and _fits(value, expected[key])}
+    needed = {key for key in expected if not key.endswith(COUNTER)}
+    missing = tuple(sorted(needed - fits.keys()))
     unexpected = tuple(sorted(state.keys() - fits.keys()))
-    if not fits or ((missing or unexpected) and not requested.allow_partial):
-        raise WeightsError(_mismatch(path, state, expected, missing, unexpected))
-    for key, value in fits.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise WeightsError(f"{path.name} holds values in {key!r} that are not finite: the checkpoint is broken.")
+    difference = _difference(state, expected, missing, unexpected)
+    if not needed & fits.keys():
+        raise WeightsError(
+            f"{path.name} is a checkpoint of another model, since nothing in it fits: {difference}. "
+            "Give the checkpoint of this model."
+        )
+    if difference and not requested.allow_partial:
+        raise WeightsError(
+            f"{path.name} does not match the model: {difference}. "
+            "Give the checkpoint of this model, or --allow-partial (the record will say so)."
+        )
+    _check_finite(fits, {name for name, _ in module.named_parameters()}, path)
     module.load_state_dict(fits, strict=False)
     return replace(requested, container=container, missing=missing, unexpected=unexpected)
 
@@ -68,45 +76,47 @@ def read_state(path: Path) -> Mapping[str, Any]:
         WeightsError: the file cannot be read in this way.
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    _check_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise WeightsError(f"{path.name} is not a readable safetensors file ({error}). Download or export it again.") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path.name} holds more than tensors and was not run ({_first_line(error)}). "
-            "Save the bare state dict: torch.save(model.state_dict(), ...), or use safetensors."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path.name} is not a checkpoint that torch reads ({_first_line(error)}).") from error
+        with warnings.catch_warnings():
+            # Torch's remarks on old formats and pickle protocols are nothing that a user could act on.
+            warnings.simplefilter("ignore")
+            if path.suffix == ".safetensors":
+                return dict(load_file(path))
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(_unreadable(path, error)) from error
     if not isinstance(found, Mapping):
         raise WeightsError(f"{path.name} holds a {type(found).__name__}, not a state dict: save model.state_dict().")
     return found
 
 
 def unwrap(found: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Return the key of the usual container (empty for none) and the tensors in it, without a common prefix.
+    """Return the key of the usual container (empty for none) and the tensors in it.
 
     Raises:
         WeightsError: there are no tensors.
     """
-    container = next((key for key in CONTAINERS if isinstance(found.get(key), Mapping)), "")
-    state = _tensors(found[container] if container else found)
-    if not state:
-        raise WeightsError(f"{path.name} holds no tensors; its keys are {', '.join(map(str, list(found)[:8]))}.")
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in PREFIXES:
-            if all(key.startswith(prefix) for key in state):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-                stripped = True
-    return container, state
+    for container in CONTAINERS:
+        inside = found.get(container)
+        if isinstance(inside, Mapping) and _tensors(inside):
+            return container, _tensors(inside)
+    if not _tensors(found):
+        keys = ", ".join(map(str, list(found)[:8])) or "none"
+        raise WeightsError(f"{path.name} holds no tensors (its keys: {keys}): save model.state_dict().")
+    return "", _tensors(found)
+
+
+def strip(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take off what data parallelism, compilation and trainers put before every name, as far as the model lacks it."""
+    while not expected.keys() & state.keys():
+        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def state_sha256(module: nn.Module) -> str:
@@ -119,40 +129,76 @@ def state_sha256(module: nn.Module) -> str:
             continue
         value = value.detach().cpu().contiguous()
         total.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 def _tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
     import torch
 
-    return {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    # torch's AveragedModel counts its updates beside the state that it averages.
+    return {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor) and key != "n_averaged"}
 
 
-def _mismatch(
-    path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Any], missing: tuple[str, ...], unexpected: tuple[str, ...]
+def _fits(value: Tensor, place: Tensor) -> bool:
+    """Whether a value can be copied without changing its meaning: quantised integers are no floating-point weights."""
+    return value.shape == place.shape and (value.is_floating_point() or not place.is_floating_point())
+
+
+def _check_finite(state: Mapping[str, Tensor], parameters: Set[str], path: Path) -> None:
+    """Refuse a checkpoint of a run that diverged; a buffer, such as a mask, may well be infinite."""
+    for key, value in state.items():
+        if value.is_floating_point():
+            values = value.float()
+            if values.isnan().any() or (key in parameters and values.isinf().any()):
+                raise WeightsError(
+                    f"{path.name} holds values in {key!r} that are not finite, as a run that diverged leaves them. "
+                    "Give an earlier checkpoint."
+                )
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        what = ", which is a folder" if path.is_dir() else ""
+        raise WeightsError(
+            f"There is no weights file {str(path)!r}{what}. "
+            "Give --weights random, pretrained, own, or the path of a file."
+        )
+
+
+def _difference(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], missing: Sequence[str], unexpected: Sequence[str]
 ) -> str:
-    """Say which keys do not match, and what to do."""
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}" for key in missing if key in state
-    ]
-    absent = [key for key in missing if key not in state]
-    extra = [key for key in unexpected if key not in expected]
-    parts = [
-        f"{len(keys)} {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for word, keys in (("missing", absent), ("unexpected", extra), ("of another shape", reshaped))
+    """Say which keys do not match; empty where all do."""
+    misfits = [f"{key} {_form(state[key])} for {_form(expected[key])}" for key in missing if key in state]
+    kinds = {
+        "missing": [key for key in missing if key not in state],
+        "unexpected": [key for key in unexpected if key not in expected],
+        "of another shape or type": misfits,
+    }
+    return "; ".join(
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
         if keys
-    ]
-    if len(missing) == len(expected):
-        return f"{path.name} is a checkpoint of another model: no parameter fits. Keys: {'; '.join(parts)}."
-    return (
-        f"{path.name} does not match the model: {'; '.join(parts)}. "
-        "Give the checkpoint of this model, or --allow-partial (the record will say so)."
     )
 
 
-def _first_line(error: Exception) -> str:
-    """The part of torch's long messages that names the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = next((line for line in lines if "GLOBAL" in line), lines[0] if lines else type(error).__name__)
-    return cause.split(" was not an allowed")[0].split(". ")[0].rstrip(".")[:160]
+def _form(value: Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Say why a file was not read. Torch's own advice is not passed on: it is to read the file unsafely."""
+    if path.suffix == ".safetensors":
+        cause = textwrap.shorten(str(error), 120)
+        return f"{path.name} is not a readable safetensors file ({cause}). Download or export it again."
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    if code:
+        return (
+            f"{path.name} holds more than tensors and was not read: it calls for {code[1]}, and may run any code. "
+            "Save the bare state dict, torch.save(model.state_dict(), ...), or safetensors."
+        )
+    return (
+        f"{path.name} is not a checkpoint that torch reads ({type(error).__name__}): cut short, or of another format. "
+        "Download or export it again."
+    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from harness.errors import DataError
+from harness.errors import DataError, reason
 from harness.images import decode
 from harness.preprocessing import transform
 from harness.record import Setup
@@ -27,15 +30,17 @@ class Batches:
 
         self._images = images
         self._indices = indices
-        self._loader: DataLoader[Any] = DataLoader(
-            _Decoded(images, indices, setup),
-            batch_size=setup.batch_size,
-            num_workers=workers,
-            # A fork starts in milliseconds; a worker only decodes, so it needs nothing that a fork breaks.
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            collate_fn=_collate,
-            pin_memory=setup.device.startswith("cuda"),
-        )
+        decoded: Any = _Decoded(images, indices, setup)
+        with _without_advice():
+            self._loader: DataLoader[Any] = DataLoader(
+                decoded,
+                batch_size=setup.batch_size,
+                num_workers=workers,
+                # A fork starts in milliseconds; a worker only decodes, so it needs nothing that a fork breaks.
+                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+                collate_fn=_collate,
+                pin_memory=setup.device.startswith("cuda"),
+            )
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -43,15 +48,38 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         import torch
 
-        for pixels, positions in self._loader:
-            if isinstance(pixels, DataError):
-                raise pixels
-            chosen = [self._indices[position] for position in positions]
-            yield Batch(
-                pixels,
-                torch.tensor([self._images.targets[index] for index in chosen]),
-                tuple(self._images.names[index] for index in chosen),
-            )
+        loaded = self._start()
+        try:
+            for pixels, positions in loaded:
+                if isinstance(pixels, DataError):
+                    raise pixels
+                chosen = [self._indices[position] for position in positions]
+                yield Batch(
+                    pixels,
+                    torch.tensor([self._images.targets[index] for index in chosen]),
+                    tuple(self._images.names[index] for index in chosen),
+                )
+        finally:
+            del loaded  # An error's traceback would keep the worker processes.
+
+    def _start(self) -> Iterator[Any]:
+        """Start the worker processes, if any."""
+        # A worker that inherits the remains of an earlier loader must not collect them: it would wait for its workers.
+        gc.freeze()
+        try:
+            with _without_advice():
+                return iter(self._loader)
+        finally:
+            gc.unfreeze()
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silence two warnings: the number of workers is the user's choice, and why a fork will do is said above."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+        yield
 
 
 def spread(total: int, limit: int | None) -> list[int]:
@@ -62,7 +90,7 @@ def spread(total: int, limit: int | None) -> list[int]:
 
 
 class _Decoded:
-    """Decoded and preprocessed images; an unreadable one is returned as its error, which worker processes keep whole."""
+    """Decoded and preprocessed images; an unreadable one is its error, which worker processes keep whole."""
 
     def __init__(self, images: LabelledImages, indices: Sequence[int], setup: Setup) -> None:
         self._images = images
@@ -79,7 +107,13 @@ class _Decoded:
             image = decode(self._images.read(index), self._decoder, self._images.names[index])
         except DataError as error:
             return error, position
-        return self._transform(image), position
+        try:
+            return self._transform(image), position
+        except Exception as error:
+            name = self._images.names[index]
+            return DataError(
+                f"{name} cannot be preprocessed ({reason(error)}). Restore the file, or remove it."
+            ), position
 
 
 def _collate(samples: list[tuple[Any, int]]) -> tuple[Any, list[int]]:

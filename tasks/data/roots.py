@@ -38,4 +38,6 @@ def find(names: tuple[str, ...], given: Path | None, expected: str, marks: tuple
             f"There is no data root {str(root)!r}: set {VARIABLE}, pass --data, or make the embedded data with "
             "`run_bench.py data mini`."
         )
-    raise DataError(f"{names[0]} not found in {str(root / names[0])}: expected {expected}. Set {VARIABLE} or pass --data.")
+    raise DataError(
+        f"{names[0]} not found in {str(root / names[0])!r}: expected {expected}. Set {VARIABLE} or pass --data."
+    )

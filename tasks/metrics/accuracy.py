@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ModelError
+from harness.errors import DataError, ModelError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes
 from harness.task import Batch
 
@@ -26,8 +26,8 @@ class Accuracy:
 
     Args:
         classes: how many.
-        real: for image names, the classes that are right in ImageNet ReaL (arXiv:2006.07159); images without any
-            are left out of that number.
+        real: for items, the classes that are right in ImageNet ReaL (arXiv:2006.07159); those without any are left
+            out of that number.
     """
 
     def __init__(self, classes: int, real: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -49,7 +49,10 @@ class Accuracy:
 
         Raises:
             ModelError: no row was finite.
+            DataError: there were no rows.
         """
+        if not self._rows:
+            raise DataError("There were no images to evaluate: expected at least one. Check the data set and --limit.")
         if len(self._broken) == len(self._rows):
             raise ModelError(
                 f"All {len(self._rows)} outputs hold NaN or infinity: the weights or the precision are broken. "
@@ -58,10 +61,12 @@ class Accuracy:
         measurements = [Measurement(TOP1, self._share(1))]
         if self._classes > 5:
             measurements.append(Measurement(TOP5, self._share(5)))
-        if judged := [row for row in self._rows if self._real.get(_file(row))]:
-            right = sum(row[2] in self._real[_file(row)] for row in judged)
+        if judged := [row for row in self._rows if self._real.get(str(row[0]))]:
+            right = sum(row[2] in self._real[str(row[0])] for row in judged)
             measurements.append(Measurement(REAL, 100 * right / len(judged)))
         details: dict[str, Any] = {"ties": TIES, "images": len(self._rows), "not_finite": len(self._broken)}
+        if judged:
+            details["real_images"] = len(judged)
         if self._broken:
             details["not_finite_items"] = self._broken[:20]
         columns = ("item", "target", *(f"top{place}" for place in range(1, min(5, self._classes) + 1)))
@@ -81,8 +86,3 @@ def rank(scores: Tensor, k: int) -> Tensor:
     best = scores.sort(dim=1, descending=True, stable=True)
     values, classes = best.values[:, :k], best.indices[:, :k]
     return classes.masked_fill((values == -torch.inf) | broken, -1)
-
-
-def _file(row: tuple[str | int, ...]) -> str:
-    """The file name of an outcome's image, without folders."""
-    return str(row[0]).rpartition("/")[2]

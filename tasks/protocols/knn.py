@@ -15,10 +15,15 @@ from harness.registry import PROTOCOLS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+STEPS = 2**24  # between similarities 0 and 1
+MOST_KEYS = 2**32
+
 
 @PROTOCOLS.register("knn")
 class NearestNeighbours:
     """Cosine similarity, the k nearest training images vote with weight exp(similarity / temperature).
+
+    Similarities are compared in steps of 2**-24; of equal ones, the training image that comes first is nearer.
 
     Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4; k and temperature as in DINO (arXiv:2104.14294).
     """
@@ -31,37 +36,69 @@ class NearestNeighbours:
     def adapt(self, model: nn.Module, task: Any, setup: Setup) -> Callable[[Tensor], Tensor]:
         """Embed the training images, and return the function from images to votes (B, classes)."""
         import torch
-        from torch.nn import functional
 
         embed = embedder(model)
         keys, labels = [], []
         with evaluating(setup):
             for batch in track(task.split_batches("train", setup), "embed the training images"):
-                keys.append(functional.normalize(embed(to_device(batch.images, setup)), dim=1))
+                keys.append(_directions(embed(to_device(batch.images, setup))))
                 labels.append(batch.targets)
         bank, targets = torch.cat(keys), torch.cat(labels).to(setup.device)
-        if not torch.isfinite(bank).all():
-            raise ModelError("The embeddings of the training images are not finite: try --precision fp32.")
+        if broken := int((~bank.isfinite().all(dim=1)).sum()):
+            raise ModelError(
+                f"The embeddings of {broken} of {len(bank)} training images hold NaN or infinity: expected finite. "
+                "Try --precision fp32."
+            )
 
         def predict(images: Tensor) -> Tensor:
-            queries = functional.normalize(embed(images), dim=1)
-            return vote(queries, bank, targets, self.k, self.temperature, task.num_classes)
+            return vote(_directions(embed(images)), bank, targets, self.k, self.temperature, task.num_classes)
 
         return predict
 
 
-def vote(queries: Tensor, keys: Tensor, targets: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+def vote(
+    queries: Tensor, keys: Tensor, targets: Tensor, k: int, temperature: float, classes: int, block: int = 16384
+) -> Tensor:
     """Return the votes (B, classes) of the k nearest keys; a class without a neighbour gets minus infinity.
 
     Args:
-        queries: (B, D), of unit length.
+        queries: (B, D), of unit length; a row that is not finite gets NaN.
         keys: (N, D), of unit length.
         targets: (N,), the keys' classes.
+        block: how many keys are compared at once; the result is the same for any number.
     """
     import torch
 
-    similarities, nearest = (queries @ keys.T).topk(min(k, len(keys)), dim=1)
-    weights = (similarities / temperature).exp()
-    votes = torch.zeros(len(queries), classes, device=queries.device)
-    votes.scatter_add_(1, targets[nearest], weights)
-    return torch.where(queries.isfinite().all(dim=1, keepdim=True), votes.masked_fill(votes == 0, -torch.inf), torch.nan)
+    finite = queries.isfinite().all(dim=1, keepdim=True)
+    similarities, nearest = _nearest(queries.masked_fill(~finite, 0), keys, k, block)
+    voted = targets[nearest]
+    votes = torch.zeros(len(queries), classes, dtype=torch.float64, device=queries.device)
+    votes.scatter_add_(1, voted, (similarities / temperature).exp())
+    absent = torch.ones_like(votes, dtype=torch.bool).scatter_(1, voted, False)
+    return torch.where(finite, votes.masked_fill(absent, -torch.inf), torch.nan).float()
+
+
+def _nearest(queries: Tensor, keys: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """Return similarities (B, k), highest first, and indices of the k nearest keys.
+
+    Similarity, in whole steps, and index share one integer, so that no two are equal. The products are made in double
+    precision: single precision (and less, under autocast) differs with the shape of the block by more than a step.
+    """
+    import torch
+
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for start in range(0, len(keys), block):
+        some = keys[start : start + block].double()
+        index = torch.arange(start, start + len(some), device=keys.device)
+        ranks = ((queries.double() @ some.T) * STEPS).round().long() * MOST_KEYS - index
+        best = torch.cat([best, ranks], dim=1)
+        best = best.topk(min(k, best.shape[1]), dim=1).values
+    nearest = -best % MOST_KEYS
+    return (best + nearest).double() / (STEPS * MOST_KEYS), nearest
+
+
+def _directions(embeddings: Tensor) -> Tensor:
+    """Return embeddings (B, D) at unit length; in double precision on the way, where no length overflows."""
+    from torch.nn import functional
+
+    return functional.normalize(embeddings.double(), dim=1).float()

@@ -45,8 +45,8 @@ def check_logits(output: object, rows: int, columns: int) -> Tensor:
         )
     if tuple(output.shape) != (rows, columns):
         raise ModelError(
-            f"The model returned a tensor {tuple(output.shape)}; expected logits ({rows}, {columns}) for {columns} classes. "
-            "Check its num_classes, or evaluate its features, for example with imagenet:knn."
+            f"The model returned a tensor {tuple(output.shape)}; expected logits ({rows}, {columns}) for {columns} "
+            "classes. Check its num_classes, or evaluate its features, for example with imagenet:knn."
         )
     if not output.is_floating_point():
         raise ModelError(f"The model returned {output.dtype}; expected floating-point logits ({rows}, {columns}).")

@@ -1,0 +1,208 @@
+"""Nearest neighbours vote as scikit-learn's and a plain reference do, whatever the blocks and whatever is broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.errors import ModelError
+from harness.record import Setup
+from harness.task import Batch
+from tasks.metrics.accuracy import rank
+from tasks.protocols.knn import NearestNeighbours, vote
+
+K, T = 20, 0.07
+
+
+def random(rows: int, width: int = 24, seed: int = 0) -> Tensor:
+    return functional.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def labels(rows: int, classes: int, seed: int = 0) -> Tensor:
+    return torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(seed))
+
+
+def reference(queries: Tensor, keys: Tensor, targets: Tensor, k: int, classes: int) -> NDArray[np.float64]:
+    """Votes in double precision; of equal similarities, in steps of 2**-24, the earlier key is nearer."""
+    similarities = np.round(queries.double().numpy() @ keys.double().numpy().T * 2**24) / 2**24
+    votes = np.full((len(queries), classes), -np.inf)
+    for row, similar in enumerate(similarities):
+        for key in sorted(range(len(keys)), key=lambda key: (-similar[key], key))[:k]:
+            before = votes[row, targets[key]]
+            votes[row, targets[key]] = np.exp(similar[key] / T) + (0 if np.isinf(before) else before)
+    return votes
+
+
+@pytest.mark.parametrize(("keys", "k", "classes"), [(300, 20, 10), (300, 1, 10), (50, 7, 40), (12, 20, 5)])
+def test_votes_equal_a_plain_reference(keys: int, k: int, classes: int) -> None:
+    queries, bank, targets = random(40, seed=1), random(keys, seed=2), labels(keys, classes)
+    votes = vote(queries, bank, targets, k, T, classes)
+    assert votes.dtype == torch.float32
+    np.testing.assert_allclose(votes.numpy(), reference(queries, bank, targets, k, classes), rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_predictions_equal_scikit_learn(classes: int) -> None:
+    queries, bank, targets = random(200, seed=3), random(1000, seed=4), labels(1000, classes)
+    judge = KNeighborsClassifier(
+        K, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / T)
+    ).fit(bank.numpy(), targets.numpy())
+    predicted = rank(vote(queries, bank, targets, K, T, classes), 1)[:, 0]
+    assert predicted.tolist() == judge.predict(queries.numpy()).tolist()
+
+
+@pytest.mark.parametrize("block", [1, 7, 20, 64, 299, 300, 10_000])
+def test_blocks_of_any_size_give_the_same_votes(block: int) -> None:
+    queries, bank, targets = random(30, seed=5), random(300, seed=6), labels(300, 12)
+    bank[100:140] = bank[:40]  # doubles, whose products differ in the last bit from block to block
+    queries[:10] = bank[:10]
+    expected = vote(queries, bank, targets, K, T, 12)
+    assert torch.equal(vote(queries, bank, targets, K, T, 12, block=block), expected)
+
+
+def test_similarities_never_exceed_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, bank = random(64, 4, seed=7), random(20_000, 4, seed=8)
+    seen = []
+    original = torch.Tensor.__matmul__
+
+    def matmul(one: Tensor, other: Tensor) -> Tensor:
+        product = original(one, other)
+        seen.append(product.numel())
+        return product
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", matmul)
+    vote(queries, bank, labels(20_000, 5), K, T, 5, block=1000)
+    assert len(seen) == 20
+    assert max(seen) == 64 * 1000
+
+
+def test_of_equal_similarities_the_earlier_image_is_nearer() -> None:
+    bank = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0], [0, 1]])
+    targets = torch.tensor([3, 0, 2, 1, 0])
+    for block in (1, 2, 5):
+        votes = vote(torch.tensor([[1.0, 0]]), bank, targets, 2, T, 4, block)
+        assert votes.isfinite().tolist() == [[False, False, True, True]]
+    # Two classes with one equal vote each: the lower class is predicted.
+    assert rank(votes, 2).tolist() == [[2, 3]]
+
+
+def test_classes_without_a_neighbour_are_never_predicted() -> None:
+    queries, bank = random(25, seed=9), random(100, seed=10)
+    targets = labels(100, 3) + 4  # only 4, 5 and 6 of ten
+    votes = vote(queries, bank, targets, K, T, 10)
+    ranked = rank(votes, 5)
+    assert set(ranked.flatten().tolist()) == {4, 5, 6, -1}
+    assert (ranked[:, 3:] == -1).all()
+
+
+def test_opposite_vectors_vote_however_weakly() -> None:
+    votes = vote(torch.tensor([[1.0, 0]]), torch.tensor([[-1.0, 0]]), torch.tensor([1]), 1, 0.001, 3)
+    assert votes.tolist() == [[-torch.inf, 0, -torch.inf]]
+
+
+def test_more_neighbours_than_training_images() -> None:
+    votes = vote(random(3, seed=1), random(5, seed=2), torch.arange(5), K, T, 6)
+    assert votes.isfinite().sum(dim=1).tolist() == [5, 5, 5]
+
+
+def test_queries_that_are_not_finite() -> None:
+    queries, bank, targets = random(4, seed=1), random(30, seed=2), labels(30, 6)
+    expected = vote(queries, bank, targets, K, T, 6)
+    broken = queries.clone()
+    broken[1] = torch.nan
+    broken[2, 0] = torch.inf
+    votes = vote(broken, bank, targets, K, T, 6)
+    assert votes[1:3].isnan().all()
+    assert torch.equal(votes[[0, 3]], expected[[0, 3]])
+    assert rank(votes, 1)[:, 0].tolist()[1:3] == [-1, -1]
+
+
+def test_a_zero_vector_is_as_near_to_all() -> None:
+    targets = torch.tensor([5] * 3 + [2] * 27)
+    votes = vote(torch.zeros(1, 24), random(30, seed=2), targets, 4, T, 6)
+    assert votes.tolist() == [[-torch.inf, -torch.inf, 1, -torch.inf, -torch.inf, 3]]
+
+
+def test_votes_do_not_depend_on_the_precision_of_the_run() -> None:
+    queries, bank, targets = random(60, seed=1), random(400, seed=2), labels(400, 50)
+    expected = vote(queries, bank, targets, K, T, 50)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(vote(queries, bank, targets, K, T, 50), expected)
+
+
+# The protocol: from images to votes
+
+
+class Embedding(nn.Module):
+    """Embeds an image as its first pixels, changed as asked."""
+
+    def __init__(self, change: Any = None) -> None:
+        super().__init__()
+        self.change = change or (lambda embeddings: embeddings)
+
+    def embed(self, images: Tensor) -> Tensor:
+        embeddings: Tensor = self.change(images.flatten(1)[:, :12])
+        return embeddings
+
+
+class Fake:
+    """A task with 60 training images."""
+
+    num_classes = 7
+
+    def __init__(self) -> None:
+        self.images = torch.randn(60, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        self.targets = labels(60, 7)
+
+    def split_batches(self, name: str, setup: Setup) -> list[Batch]:
+        assert name == "train"
+        parts = zip(self.images.split(setup.batch_size), self.targets.split(setup.batch_size), strict=True)
+        return [Batch(images, targets, tuple(map(str, range(len(images))))) for images, targets in parts]
+
+
+def test_training_images_are_classified_as_the_reference_does() -> None:
+    task, images = Fake(), torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    predict = NearestNeighbours().adapt(Embedding(), task, Setup(batch_size=16))
+    directions = [functional.normalize(each.flatten(1)[:, :12], dim=1) for each in (images, task.images)]
+    expected = reference(*directions, task.targets, K, 7)
+    np.testing.assert_allclose(predict(images).numpy(), expected, rtol=1e-5)
+    assert predict(images).shape == (20, 7)
+
+
+def test_the_scale_of_embeddings_does_not_matter() -> None:
+    task = Fake()
+    plain, huge, tiny = (
+        NearestNeighbours().adapt(Embedding(lambda e, s=scale: e * s), task, Setup())(task.images)
+        for scale in (1.0, 1e30, 1e-7)
+    )
+    torch.testing.assert_close(huge, plain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(tiny, plain, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_broken_embeddings_of_training_images_are_refused(bad: float) -> None:
+    def change(embeddings: Tensor) -> Tensor:
+        return embeddings.index_fill(0, torch.tensor([0]), bad)
+
+    with pytest.raises(ModelError, match=r"embeddings of 4 of 60 training images hold NaN.*--precision fp32"):
+        NearestNeighbours().adapt(Embedding(change), Fake(), Setup(batch_size=16))
+
+
+def test_a_model_without_an_embedding() -> None:
+    with pytest.raises(ModelError, match="no embedding that can be found"):
+        NearestNeighbours().adapt(nn.Flatten(), Fake(), Setup())
+
+
+def test_a_dead_model_scores_a_constant() -> None:
+    task = Fake()
+    predict = NearestNeighbours().adapt(Embedding(torch.zeros_like), task, Setup())
+    votes = predict(task.images)
+    assert (votes == votes[0]).all()
+    assert rank(votes, 1)[0, 0] == task.targets[:K].bincount(minlength=7).argmax()
