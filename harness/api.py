@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from harness.device import PRECISIONS, default_device
+from harness.device import PRECISIONS, check_device, default_device
 from harness.environment import cores
 from harness.errors import DuplicateName, SetupError
 from harness.executors import inline, process
 from harness.metric import Outcomes
-from harness.models import callable_id, check_model_id, public_id
+from harness.models import callable_id, public_id
 from harness.preprocessing import OVERRIDES
 from harness.progress import say, waiting
 from harness.record import Preprocessing, Record, Setup, Weights
-from harness.runner import Job, request
+from harness.runner import Job, Request, identify
 from harness.store import Store
+from harness.task import build_task
 from harness.weights import file_sha256
 
 if TYPE_CHECKING:
     import pandas
 
-Execute = Callable[[Job], tuple[Record, Outcomes | None]]
-EXECUTORS: dict[str, Execute] = {"inline": inline.execute, "process": process.execute}
+
+class Executor(Protocol):
+    """A way to run jobs."""
+
+    def execute(self, request: Request) -> tuple[Record, Outcomes | None]:
+        """Run a job; an error of the model or of its data becomes a record."""
+
+    def check(self, model_ids: Sequence[str]) -> None:
+        """Raise BenchError where a model id names nothing."""
+
+
+EXECUTORS: dict[str, Executor] = {"inline": inline, "process": process}
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ def build_setup(weights: str | Path, allow_partial: bool = False, **options: Any
     return setup, file
 
 
-def run_jobs(jobs: Sequence[Job], store: Store, execute: Execute, rerun: bool = False) -> Records:
+def run_jobs(jobs: Sequence[Job], store: Store, executor: Executor, rerun: bool = False) -> Records:
     """Run those jobs that have no record yet; each record is on disk before the next job starts.
 
     Raises:
@@ -138,20 +149,44 @@ def run_jobs(jobs: Sequence[Job], store: Store, execute: Execute, rerun: bool = 
     """
     _check_names(jobs)
     with waiting("looking up models, data and records"):
-        found = list(_lookup(jobs, store, rerun))
-    records, pending = [], sum(record is None for record in found)
-    number = 0
-    for job, record in zip(jobs, found, strict=True):
-        if record is None:
-            number += 1
-            say(f"[{number}/{pending}] {public_id(job.model)} on {job.task} ...")
-            record = store.save(*execute(job))
-            say(f"[{number}/{pending}] {summary(record)}")
-        records.append(record)
-    skipped = len(jobs) - pending
+        requests = identify_all(jobs)
+        found = [None if rerun else _finished(request, store) for request in requests]
+        pending = [request for request, record in zip(requests, found, strict=True) if record is None]
+        executor.check(list(dict.fromkeys(request.job.model for request in pending)))
+    records = [
+        record or _measure(request, pending, store, executor) for request, record in zip(requests, found, strict=True)
+    ]
+    skipped = len(jobs) - len(pending)
     if skipped:
         say(f"{skipped} of {len(jobs)} were measured before and are skipped; --rerun measures them again.")
     return Records(tuple(records), skipped)
+
+
+def identify_all(jobs: Sequence[Job]) -> list[Request]:
+    """Identify jobs; each task's data is read once.
+
+    Raises:
+        BenchError: a task, its data, a model's file or a device is absent.
+    """
+    tasks = {job.task: build_task(job.task, job.data) for job in jobs}
+    for device in {job.setup.device for job in jobs}:
+        check_device(device)
+    return [identify(job, tasks[job.task]) for job in jobs]
+
+
+def _finished(request: Request, store: Store) -> Record | None:
+    """The record of an equal request. One of an error is no reason to skip."""
+    record = store.find(request.job.task, public_id(request.job.model), request.key)
+    return None if record is None or record.error else record
+
+
+def _measure(request: Request, pending: Sequence[Request], store: Store, executor: Executor) -> Record:
+    """Run one of the pending jobs, save its record, and say so."""
+    count = f"[{pending.index(request) + 1}/{len(pending)}]"
+    say(f"{count} {public_id(request.job.model)} on {request.job.task} ...")
+    record = store.save(*executor.execute(request))
+    say(f"{count} {summary(record)}")
+    return record
 
 
 def summary(record: Record) -> str:
@@ -164,18 +199,6 @@ def summary(record: Record) -> str:
         if m.value is not None
     ]
     return f"{record.model} on {record.task}: {', '.join(values)} ({record.seconds:.1f} s)"
-
-
-def _lookup(jobs: Iterable[Job], store: Store, rerun: bool) -> Iterator[Record | None]:
-    """Yield for each job its record, or None where it has to run. A record of an error is no reason to skip."""
-    for job in jobs:
-        identity = request(job)
-        record = None if rerun else store.find(job.task, public_id(job.model), identity.key)
-        if record is None or record.error:
-            check_model_id(job.model)
-            yield None
-        else:
-            yield record
 
 
 def _check_names(jobs: Sequence[Job]) -> None:

@@ -125,13 +125,19 @@ def _check_torchvision(preprocessing: Preprocessing) -> None:
 
 
 def transform(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
-    """Return the function from a decoded RGB image to a normalised (3, H, W) float tensor.
+    """Return the function from a decoded RGB image to a normalised (3, H, W) float tensor."""
+    cut = crop(preprocessing)
+    return lambda image: normalize(cut(image), preprocessing)
+
+
+def crop(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
+    """Return the function from a decoded RGB image to a resized and cropped (3, H, W) uint8 tensor.
 
     With the decoder `pil` it takes a PIL image and is timm's own evaluation transform; with `torchvision` it takes
     a (3, h, w) uint8 tensor.
     """
     if preprocessing.decoder == "torchvision":
-        return _tensor_transform(preprocessing)
+        return _tensor_crop(preprocessing)
     from timm.data import create_transform
 
     made: Callable[[Any], Tensor] = create_transform(
@@ -142,8 +148,20 @@ def transform(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
         std=preprocessing.std,
         crop_pct=preprocessing.crop_pct,
         crop_mode=preprocessing.crop_mode,
+        normalize=False,
     )
     return made
+
+
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return uint8 pixels (..., 3, H, W) as floats, less the mean, over the standard deviation.
+
+    The operations and their order are those of torchvision's transforms, so that the result is theirs bit for bit.
+    """
+    import torch
+
+    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in _statistics(preprocessing))
+    return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 def fingerprint(preprocessing: Preprocessing) -> str:
@@ -159,9 +177,8 @@ def fingerprint(preprocessing: Preprocessing) -> str:
     return total.hexdigest()
 
 
-def _tensor_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
-    """Resize, centre crop and normalise tensors as timm does PIL images."""
-    import torch
+def _tensor_crop(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
+    """Resize and centre crop tensors as timm does PIL images."""
     from torchvision.transforms import InterpolationMode, v2
 
     height, width = _both(preprocessing)
@@ -171,11 +188,16 @@ def _tensor_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor
         [
             v2.Resize(size, InterpolationMode(preprocessing.interpolation), antialias=preprocessing.antialias),
             v2.CenterCrop([height, width]),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(preprocessing.mean or ()), list(preprocessing.std or ())),
         ]
     )
     return made
+
+
+def _statistics(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation."""
+    if preprocessing.mean is None or preprocessing.std is None:
+        raise SetupError("The preprocessing has no mean and std: resolve it against a model first.")
+    return preprocessing.mean, preprocessing.std
 
 
 def _both(preprocessing: Preprocessing) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Running one task on one model: run(job) -> Record."""
+"""Running one task on one model: a job is identified, then run, and becomes a record."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.device import check_device, place
+from harness.device import place
 from harness.environment import environment, machine
-from harness.errors import BenchError
+from harness.errors import BenchError, reason
 from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
@@ -44,54 +44,48 @@ class Job:
     threads: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """What identifies a job before it runs: an equal request finds its record again."""
+    """A job with what identifies it before it runs: an equal request finds its record again."""
 
+    job: Job
     key: str
     data: DataStamp | None
     source_sha256: str
 
 
-def request(job: Job) -> Request:
-    """Identify a job: find its data, and hash everything that decides its numbers; the model is not looked up.
+def identify(job: Job, task: Task) -> Request:
+    """Hash everything that decides a job's numbers; the model is not looked up.
 
     Raises:
-        BenchError: the task, its data, the model's file or the device is absent.
+        BenchError: the data or the model's file is absent.
     """
-    check_device(job.setup.device)
-    task = build_task(job.task, job.data)
     data = task.data()
     source = source_sha256(job.model)
     hardware = machine(job.setup.device, job.threads or 0) if task.machine_bound else ()
     key = digest(public_id(job.model), source, job.task, task.version, job.setup, data, hardware)
-    return Request(key, data, source)
+    return Request(job=job, key=key, data=data, source_sha256=source)
 
 
-def run_job(job: Job) -> tuple[Record, Outcomes | None]:
-    """Run a job in this process. An error of the model or of its data becomes a record with that error.
-
-    Raises:
-        BenchError: the job cannot even be identified.
-    """
+def run_request(request: Request) -> tuple[Record, Outcomes | None]:
+    """Run a job in this process. An error of the model or of its data becomes a record with that error."""
     import torch
 
+    job = request.job
     if job.threads:
         torch.set_num_threads(job.threads)
-    identity = request(job)
-    task = build_task(job.task, job.data, job.workers)
     started, clock = datetime.now(UTC), time.perf_counter()
     setup, evaluation, error = job.setup, Evaluation(()), None
     try:
+        task = build_task(job.task, job.data, job.workers)
         module, setup = prepare(job, task)
         evaluation = task.evaluate(place(module, setup), setup)
     except BenchError as failure:
         error = str(failure)
     except Exception as failure:
-        error = _describe(failure)
+        error = f"{reason(failure)}. Run the model by itself on a batch of images to mend it."
     seconds = time.perf_counter() - clock
-    record = describe(job, task, identity, setup, evaluation, error, started, seconds)
-    return record, evaluation.outcomes
+    return describe(request, setup, evaluation, error, started, seconds), evaluation.outcomes
 
 
 def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:
@@ -120,21 +114,22 @@ def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:
 
 
 def describe(
-    job: Job, task: Task, identity: Request, setup: Setup, evaluation: Evaluation, error: str | None,
-    started: datetime, seconds: float,
-) -> Record:  # fmt: skip
+    request: Request, setup: Setup, evaluation: Evaluation, error: str | None, started: datetime, seconds: float
+) -> Record:
     """Put together the record of a job that ran."""
+    job = request.job
+    task = build_task(job.task, job.data)
     return Record(
         model=public_id(job.model),
         task=job.task,
         task_version=task.version,
-        key=identity.key,
-        source_sha256=identity.source_sha256,
+        key=request.key,
+        source_sha256=request.source_sha256,
         untrained=task.untrained,
         machine_bound=task.machine_bound,
         measurements=tuple(evaluation.measurements),
         setup=setup,
-        data=identity.data,
+        data=request.data,
         environment=environment(setup.device),
         provenance="measured",
         command=command(job),
@@ -170,15 +165,3 @@ def command(job: Job) -> str:
     if setup.preprocessing.antialias is not None:
         words.append("--antialias" if setup.preprocessing.antialias else "--no-antialias")
     return " ".join(words)
-
-
-def _describe(failure: BaseException) -> str:
-    """One line for an exception that the harness did not raise: what, where, and what to do."""
-    reason = str(failure).strip().splitlines()
-    text = f"{type(failure).__name__}: {reason[0] if reason else 'no message'}"
-    frame = failure.__traceback__
-    while frame and frame.tb_next:
-        frame = frame.tb_next
-    code = frame.tb_frame.f_code if frame else None
-    where = f" (in {code.co_name}, {Path(code.co_filename).name}:{frame.tb_lineno})" if code and frame else ""
-    return f"{text}{where}. Run the model by itself on a batch of images to mend it."

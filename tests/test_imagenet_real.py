@@ -14,7 +14,8 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import nn
 
 from harness.record import Setup, Weights
-from harness.runner import Job, run_job
+from harness.runner import Job, identify, run_request
+from harness.task import build_task
 from tasks.imagenet import class_ids
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -87,7 +88,7 @@ def ours(name: str, limit: int, folder: Path) -> tuple[dict[str, float | None], 
         model="timm:vit_tiny_patch16_224" if name == "vit" else f"{file}:squeezenet", task="imagenet", data=DATA,
         setup=Setup(weights=Weights(source="file", file=weights.name), limit=limit), weights_file=weights,
     )  # fmt: skip
-    record, outcomes = run_job(job)
+    record, outcomes = run_request(identify(job, build_task(job.task, job.data)))
     assert record.error is None
     assert outcomes is not None
     rows = {str(row[0]): tuple(int(value) for value in row[1:]) for row in outcomes.rows}

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.errors import DataError
-from harness.preprocessing import DEFAULT
+from harness.preprocessing import DEFAULT, normalize
 from harness.record import Setup
 from harness.task import Batch
 from tasks.data.labelled import LabelledImages
@@ -185,7 +185,7 @@ def test_a_worker_does_not_collect_what_it_inherits(root: Path) -> None:
     class Collecting:
         def __call__(self, image: Image.Image) -> Tensor:
             gc.collect()
-            return torch.full((3, 16, 16), float(abandoned() is not None))
+            return torch.full((3, 16, 16), 255 * (abandoned() is not None), dtype=torch.uint8)
 
     gc.disable()
     try:
@@ -196,9 +196,10 @@ def test_a_worker_does_not_collect_what_it_inherits(root: Path) -> None:
         abandoned = weakref.ref(left)
         del left, circle
         loader = Batches(ImageNet(root).split("val"), range(2), SETUP, workers=1)
-        loader._loader.dataset._transform = Collecting()  # type: ignore[attr-defined]
+        loader._loader.dataset._crop = Collecting()  # type: ignore[attr-defined]
         (batch,) = loader
-        assert (batch.images == 1).all()
+        white = normalize(torch.full((2, 3, 16, 16), 255, dtype=torch.uint8), SETUP.preprocessing)
+        assert torch.equal(batch.images, white)
     finally:
         generator = abandoned()
         assert isinstance(generator, Generator)
@@ -221,7 +222,7 @@ def test_an_image_that_the_transform_refuses(root: Path, workers: int) -> None:
             raise ValueError("no such size\nand more")
 
     loader = Batches(ImageNet(root).split("val"), range(18), SETUP, workers)
-    loader._loader.dataset._transform = Refusing()  # type: ignore[attr-defined]
+    loader._loader.dataset._crop = Refusing()  # type: ignore[attr-defined]
     with pytest.raises(DataError, match=rf"^{WNIDS[0]}/0.JPEG cannot be preprocessed \(ValueError: no such size"):
         list(loader)
 

@@ -131,7 +131,7 @@ def test_changed_data_is_measured_again(make_imagenet: Make, nets: str, tmp_path
     [
         ("all_nan", r"^All 16 outputs hold NaN or infinity"),
         ("too_few", r"^The model returned a tensor \(16, 7\); expected logits \(16, 8\)"),
-        ("raises", r"^AttributeError: .*no_such_method.* \(in .*nets\.py:\d+\)"),
+        ("raises", r"^AttributeError: .*no_such_method.*, nets\.py:\d+\. Run"),
     ],
 )
 def test_a_model_that_fails_is_a_record_and_the_others_go_on(

@@ -49,7 +49,7 @@ def test_outcomes_that_were_edited_are_refused(tmp_path: Path, record: Record) -
     saved = store.save(record, OUTCOMES)
     path = next(store.outcomes.iterdir())
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"3,3", b"3,4")))
-    with pytest.raises(RecordError, match="is not what .* was made with"):
+    with pytest.raises(RecordError, match=r"is not what .* was made with"):
         store.read_outcomes(saved)
 
 

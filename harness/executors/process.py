@@ -7,32 +7,61 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from harness.errors import BenchError
+from harness.errors import BenchError, ModelError
+from harness.executors import inline
 from harness.metric import Evaluation, Outcomes
+from harness.models import public_id
 from harness.record import Record
-from harness.runner import Job, describe, request, run_job
-from harness.task import build_task
+from harness.runner import Request, describe
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def execute(job: Job) -> tuple[Record, Outcomes | None]:
-    """Run one job in a fresh process; a process that dies becomes a record that says how.
+def execute(request: Request) -> tuple[Record, Outcomes | None]:
+    """Run one job in a fresh process; a process that dies becomes a record that says how."""
+    started = datetime.now(UTC)
+    try:
+        return _call(inline.execute, request)
+    except ProcessDied as death:
+        hint = " (often out of memory: try a smaller --batch-size)" if str(death) == "SIGKILL" else ""
+        error = f"The process that ran the model died: {death}{hint}. Run the model by itself to mend it."
+    seconds = (datetime.now(UTC) - started).total_seconds()
+    return describe(request, request.job.setup, Evaluation(()), error, started, seconds), None
+
+
+def check(model_ids: Sequence[str]) -> None:
+    """Look up the names in model ids, which runs the users' files, in a process that can die of it.
 
     Raises:
-        BenchError: what the job raised about its request.
+        BenchError: what `check_model_id` raises.
     """
+    try:
+        _call(inline.check, tuple(model_ids))
+    except ProcessDied as death:
+        raise ModelError(
+            f"The process that imported {', '.join(map(public_id, model_ids))} died: {death}. Import them by hand."
+        ) from None
+
+
+class ProcessDied(Exception):
+    """A process that ended without an answer; the text says how."""
+
+
+def _call(function: Callable[[T], R], argument: T) -> R:
+    """Return what a function returns in a fresh process, or raise the BenchError that it raised there."""
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
-    process: Any = context.Process(target=_serve, args=(job, sender))  # type: ignore[attr-defined]
-    started = datetime.now(UTC)
+    process: Any = context.Process(target=_serve, args=(function, argument, sender))  # type: ignore[attr-defined]
     with _no_main_module():
         process.start()
     sender.close()
@@ -40,7 +69,8 @@ def execute(job: Job) -> tuple[Record, Outcomes | None]:
         result = receiver.recv()
     except EOFError:
         process.join()
-        return _died(job, process.exitcode, started), None
+        code = process.exitcode
+        raise ProcessDied(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
     except BaseException:
         process.terminate()
         raise
@@ -49,15 +79,14 @@ def execute(job: Job) -> tuple[Record, Outcomes | None]:
         _stop(process)
     if isinstance(result, BenchError):
         raise result
-    record, outcomes = result
-    return record, outcomes
+    return result  # type: ignore[no-any-return]
 
 
-def _serve(job: Job, sender: Connection) -> None:
+def _serve(function: Callable[[T], R], argument: T, sender: Connection) -> None:
     """The life of the process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        sender.send(run_job(job))
+        sender.send(function(argument))
     except BenchError as error:
         sender.send(error)
     except KeyboardInterrupt:
@@ -99,13 +128,3 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "timm"])
     return context
-
-
-def _died(job: Job, code: int | None, started: datetime) -> Record:
-    """The record of a job whose process ended without an answer."""
-    how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
-    hint = " (often out of memory: try a smaller --batch-size)" if how == "SIGKILL" else ""
-    seconds = (datetime.now(UTC) - started).total_seconds()
-    error = f"The process that ran the model died: {how}{hint}. Run the model by itself to mend it."
-    task = build_task(job.task, job.data)
-    return describe(job, task, request(job), job.setup, Evaluation(()), error, started, seconds)

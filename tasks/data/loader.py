@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.errors import DataError, reason
 from harness.images import decode
-from harness.preprocessing import transform
+from harness.preprocessing import crop, normalize
 from harness.record import Setup
 from harness.task import Batch
 from tasks.data.labelled import LabelledImages
@@ -30,6 +30,7 @@ class Batches:
 
         self._images = images
         self._indices = indices
+        self._setup = setup
         decoded: Any = _Decoded(images, indices, setup)
         with _without_advice():
             self._loader: DataLoader[Any] = DataLoader(
@@ -54,8 +55,10 @@ class Batches:
                 if isinstance(pixels, DataError):
                     raise pixels
                 chosen = [self._indices[position] for position in positions]
+                # Workers hand over bytes, a quarter of the floats; the device that runs the model makes floats of them.
+                images = normalize(pixels.to(self._setup.device, non_blocking=True), self._setup.preprocessing)
                 yield Batch(
-                    pixels,
+                    images,
                     torch.tensor([self._images.targets[index] for index in chosen]),
                     tuple(self._images.names[index] for index in chosen),
                 )
@@ -90,13 +93,13 @@ def spread(total: int, limit: int | None) -> list[int]:
 
 
 class _Decoded:
-    """Decoded and preprocessed images; an unreadable one is its error, which worker processes keep whole."""
+    """Decoded, resized and cropped images; an unreadable one is its error, which worker processes keep whole."""
 
     def __init__(self, images: LabelledImages, indices: Sequence[int], setup: Setup) -> None:
         self._images = images
         self._indices = indices
         self._decoder = setup.preprocessing.decoder or "pil"
-        self._transform = transform(setup.preprocessing)
+        self._crop = crop(setup.preprocessing)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -108,7 +111,7 @@ class _Decoded:
         except DataError as error:
             return error, position
         try:
-            return self._transform(image), position
+            return self._crop(image), position
         except Exception as error:
             name = self._images.names[index]
             return DataError(
