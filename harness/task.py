@@ -14,7 +14,7 @@ from harness.factory import call
 from harness.metric import Evaluation, Meter
 from harness.progress import track
 from harness.record import DataStamp, Setup
-from harness.registry import PROTOCOLS, TASKS
+from harness.registry import TASKS, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,10 +47,12 @@ class Task(ABC):
         version: raised whenever the same request would give other numbers; part of every record's key.
         untrained: how boards treat random weights, see `Record`.
         machine_bound: whether values depend on the machine.
+        variants: the registry of what may follow the task's name and a colon; None for nothing.
     """
 
     version: ClassVar[int] = 1
     machine_bound: ClassVar[bool] = False
+    variants: ClassVar[Registry[Any] | None] = None
     untrained: Literal["rank", "apart", "never"] = "never"
 
     @property
@@ -96,7 +98,7 @@ class BatchTask(Task):
 
 
 def build_task(task_id: str, data: Path | None = None, workers: int = 0) -> Task:
-    """Build the task that an id names: `cost`, `imagenet`, or with a protocol `imagenet:knn`.
+    """Build the task that an id names: `cost`, `imagenet`, or with a variant `imagenet:knn`, `cost:latency`.
 
     Args:
         data: root of the data sets.
@@ -105,13 +107,13 @@ def build_task(task_id: str, data: Path | None = None, workers: int = 0) -> Task
     Raises:
         UnknownName: with the nearest names.
     """
-    name, colon, protocol_name = task_id.partition(":")
+    name, colon, variant = task_id.partition(":")
     factory = TASKS.get(name).build
     options: dict[str, Any] = {"data": data, "workers": workers}
     if colon:
-        protocol = PROTOCOLS.get(protocol_name).build
-        if not getattr(factory, "takes_protocol", False):
-            raise UnknownName(f"The task {name!r} has no protocols, so {task_id!r} does not exist. Use {name!r}.")
-        options["protocol"] = call(protocol, task_id)
+        variants: Registry[Any] | None = getattr(factory, "variants", None)
+        if variants is None:
+            raise UnknownName(f"The task {name!r} has no variants, so {task_id!r} does not exist. Use {name!r}.")
+        options["variant"] = variants.get(variant)
     task: Task = call(factory, task_id, **options)
     return task

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.metric import Evaluation
 from harness.record import DataStamp, Setup
-from harness.registry import PROTOCOLS
+from harness.registry import PROTOCOLS, Entry
 from harness.task import BatchTask
 from tasks.data.labelled import LabelledImages
 
@@ -25,16 +28,16 @@ class Classification(BatchTask):
     Args:
         data: root of the data sets; None for the default.
         workers: processes that decode images.
-        protocol: how a model becomes a classifier; the model's own head by default.
+        variant: the entry of the protocol, which makes a classifier of a model; the model's own head by default.
     """
 
-    takes_protocol: ClassVar[bool] = True
+    variants = PROTOCOLS
     evaluated_on: ClassVar[str] = "val"
 
-    def __init__(self, data: Path | None = None, workers: int = 0, protocol: Any = None) -> None:
+    def __init__(self, data: Path | None = None, workers: int = 0, variant: Entry[Any] | None = None) -> None:
         self.root = data
         self.workers = workers
-        self.protocol = protocol or PROTOCOLS.get("native_head").build()
+        self.protocol = (variant or PROTOCOLS.get("native_head")).build()
         self.untrained = self.protocol.untrained
         self._splits: dict[str, LabelledImages] = {}
 
@@ -59,9 +62,6 @@ class Classification(BatchTask):
 
     def data(self) -> DataStamp:
         """Return the stamp of the evaluated split; its fingerprint covers the splits that the protocol trains on."""
-        import hashlib
-        from dataclasses import replace
-
         stamp = self.split(self.evaluated_on).stamp
         others = [self.split(name).stamp.fingerprint for name in self.protocol.trains_on]
         if not others:
@@ -73,6 +73,11 @@ class Classification(BatchTask):
         """Let the protocol turn the model into a classifier."""
         predict: Callable[[Tensor], Any] = self.protocol.adapt(model, self, setup)
         return predict
+
+    def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
+        """Evaluate, and say in the record what the protocol chose."""
+        evaluation = super().evaluate(model, setup)
+        return replace(evaluation, details={**evaluation.details, **self.protocol.details})
 
     def split_batches(self, name: str, setup: Setup) -> Batches:
         """Return all batches of a split."""

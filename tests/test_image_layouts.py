@@ -768,9 +768,9 @@ def test_the_stamp_of_a_protocol_that_trains_covers_the_training_images(tmp_path
     write(tmp_path / "val", files)
     write(tmp_path / "train", files)
     plain = ImageNet(tmp_path).data()
-    before = ImageNet(tmp_path, protocol=PROTOCOLS.get("knn").build()).data()
+    before = ImageNet(tmp_path, variant=PROTOCOLS.get("knn")).data()
     (tmp_path / "train" / next(iter(files))).unlink()
-    after = ImageNet(tmp_path, protocol=PROTOCOLS.get("knn").build()).data()
+    after = ImageNet(tmp_path, variant=PROTOCOLS.get("knn")).data()
     assert len({stamp.fingerprint for stamp in (plain, before, after)}) == 3
     assert plain.size == before.size == after.size == len(files)
 

@@ -246,10 +246,10 @@ def test_without_a_formula_there_is_no_count(
     toy: str, formulas_removed: list[str], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = TOYS[toy][0]()
-    assert values(macs(model, IMAGES, Setup()))["gmacs"] is not None
+    assert values(macs(model, IMAGES, Setup()).measurements)["gmacs"] is not None
     for name in formulas_removed:
         monkeypatch.delitem(FORMULAS, name)
-    headline, *others = macs(model, IMAGES, Setup())
+    headline, *others = macs(model, IMAGES, Setup()).measurements
     assert headline.metric.name == "gmacs"
     assert headline.value is None
     assert f"{named} (1 of " in headline.reason or f"{named} (2 of " in headline.reason
@@ -300,11 +300,11 @@ def foreign_kernel(images: Tensor) -> Tensor:
 
 def test_a_kernel_outside_torch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(Net(foreign_kernel))
-    headline = macs(model, IMAGES, Setup())[0]
+    headline = macs(model, IMAGES, Setup()).measurements[0]
     assert headline.value is None
     assert "a kernel outside torch's dispatcher in 0 (1 of " in headline.reason
     monkeypatch.setattr(MacCounter, "_notice_foreign_kernels", lambda *_: None)
-    assert macs(model, IMAGES, Setup())[0].value == 0
+    assert macs(model, IMAGES, Setup()).measurements[0].value == 0
 
 
 def test_memory_that_is_written_first_is_no_foreign_kernel() -> None:

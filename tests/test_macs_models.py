@@ -208,7 +208,7 @@ def test_modules_have_their_share() -> None:
 
 
 def test_measurements() -> None:
-    measurements = macs(build_on_meta("resnet18"), torch.empty(2, 3, 224, 224, device="meta"), Setup())
+    measurements = macs(build_on_meta("resnet18"), torch.empty(2, 3, 224, 224, device="meta"), Setup()).measurements
     assert [measurement.metric.name for measurement in measurements] == [
         *("gmacs", "gmacs_fvcore", "gmacs_disagreement", "uncounted_calls"),
         *(f"share_{kind}" for kind in KINDS),
@@ -227,7 +227,7 @@ def test_tracing_on_meta_needs_its_own_thread(monkeypatch: pytest.MonkeyPatch) -
     model, images = build_on_meta("resnet18"), torch.empty(1, 3, 224, 224, device="meta")
     assert fvcore_macs(model, images) > 0
     monkeypatch.setattr(macs_module, "_trace_on_meta", nullcontext)
-    measurements = {measurement.metric.name: measurement for measurement in macs(model, images, Setup())}
+    measurements = {measurement.metric.name: measurement for measurement in macs(model, images, Setup()).measurements}
     assert measurements["gmacs"].value is not None
     assert measurements["gmacs_fvcore"].value is None
     assert "not meta" in measurements["gmacs_fvcore"].reason
@@ -239,7 +239,7 @@ def test_fvcore_follows_sizes_but_no_arithmetic() -> None:
 
     model = Net(lambda images: there_and_back(images, 1))
     assert fvcore_macs(model, IMAGES) == count_macs(model, IMAGES).total == 2 * 24 * 30
-    measurements = macs(Net(lambda images: there_and_back(images, 2)), IMAGES, Setup())
+    measurements = macs(Net(lambda images: there_and_back(images, 2)), IMAGES, Setup()).measurements
     second = next(measurement for measurement in measurements if measurement.metric.name == "gmacs_fvcore")
     assert second.value is None
     assert "fvcore cannot count aten::fft_irfft" in second.reason

@@ -142,7 +142,7 @@ def test_every_exception_has_an_example() -> None:
 def test_both_counts_agree(architecture: str) -> None:
     image_size = next(size for name, size in table_rows() if name == architecture)
     images = torch.empty(1, 3, image_size, image_size, device="meta")
-    measurements = macs(build_on_meta(architecture, image_size), images, Setup())
+    measurements = macs(build_on_meta(architecture, image_size), images, Setup()).measurements
     found = {measurement.metric.name: measurement.value for measurement in measurements}
     assert found["gmacs_disagreement"] == pytest.approx(0, abs=0.01)
 

@@ -40,6 +40,13 @@ def test_a_users_five_lines_become_a_record(make_imagenet: Make, nets: str, tmp_
     assert Store(tmp_path / "results").load() == [record]
 
 
+def test_a_record_says_what_the_protocol_was(make_imagenet: Make, nets: str, tmp_path: Path) -> None:
+    (record,) = go(f"{nets}:tiny", make_imagenet(train=2), tmp_path, task="imagenet:knn")
+    assert (record.details["k"], record.details["temperature"]) == (20, 0.07)
+    (record,) = go(f"{nets}:tiny", make_imagenet(), tmp_path)
+    assert record.details["protocol"] == "the model's own classifier"
+
+
 def test_every_image_has_its_outcome(make_imagenet: Make, nets: str, tmp_path: Path) -> None:
     (record,) = go(f"{nets}:tiny", make_imagenet(), tmp_path)
     outcomes = Store(tmp_path / "results").read_outcomes(record)
@@ -211,7 +218,7 @@ def test_an_interrupt_exits_with_130_and_says_that_work_is_kept(make_imagenet: M
         ({"model": "vit_s61"}, UnknownName, "Did you mean 'vit_s16'"),
         ({"task": "imagnet"}, UnknownName, "Did you mean 'imagenet'"),
         ({"task": "imagenet:knm"}, UnknownName, "Did you mean 'knn'"),
-        ({"task": "cost:knn"}, UnknownName, "has no protocols"),
+        ({"task": "cost:latencey"}, UnknownName, "Did you mean 'latency'"),
         ({"data": "no/such/place"}, DataError, "no data root"),
         ({"weights": "no/such/file.pth"}, BenchError, "no weights file"),
         ({"precision": "fp8"}, SetupError, "expected one of fp32"),

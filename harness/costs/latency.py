@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy
 
 from harness.device import evaluating, synchronize
-from harness.metric import Measurement, Metric
+from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
 
@@ -22,7 +22,7 @@ MAX_SAMPLES = 300
 
 
 @COSTS.register("latency")
-def latency(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]:
+def latency(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     """Return the median and the 95th percentile of the wall-clock time of a forward pass.
 
     Each sample is one forward pass, from the call to the device's synchronisation, after a warm-up; at least
@@ -38,7 +38,7 @@ def latency(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]
                 Metric(f"latency_p95_b{batch}", "ms", higher_is_better=False), float(numpy.quantile(samples, 0.95))
             ),
         ]
-    return found
+    return Evaluation(tuple(found))
 
 
 def time_forward(model: nn.Module, images: Tensor, setup: Setup) -> list[float]:

@@ -17,7 +17,7 @@ from harness.costs.counter import MacCount, MacCounter, count_macs, on_copy
 from harness.costs.formulas import FORMULAS, KINDS, count_operator
 from harness.costs.free import operator_name
 from harness.errors import MissingPackage, ModelError
-from harness.metric import Measurement, Metric
+from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
 
@@ -44,7 +44,7 @@ COMPOSITES = (
 
 
 @COSTS.register("macs")
-def macs(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]:
+def macs(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     """Measure the multiply-adds of one image: the total, fvcore's total, how far these differ, and the shares by kind.
 
     Args:
@@ -55,7 +55,7 @@ def macs(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]:
     uncounted = _uncounted(count)
     second, failure = _second_count(model, images[:1])
     disagreement = 100 * (second / count.total - 1) if count.total else 0.0
-    return [
+    measurements = (
         _measure("gmacs", "G", count.total / 1e9, uncounted, minor=False),
         _measure("gmacs_fvcore", "G", second / 1e9, uncounted or failure),
         _measure("gmacs_disagreement", "%", disagreement, uncounted or failure),
@@ -64,7 +64,13 @@ def macs(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]:
             _measure(f"share_{kind}", "%", 100 * count.by_kind.get(kind, 0) / max(count.total, 1), uncounted)
             for kind in KINDS
         ),
-    ]
+    )
+    details = {
+        "convention": CONVENTION,
+        "tensors": count.tensors,
+        "by_operator": dict(sorted(count.by_operator.items())),
+    }
+    return Evaluation(measurements, details)
 
 
 def _measure(name: str, unit: str, value: float, missing: str = "", minor: bool = True) -> Measurement:

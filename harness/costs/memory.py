@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.device import evaluating, synchronize
-from harness.metric import Measurement, Metric
+from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
 
@@ -23,7 +23,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @COSTS.register("memory")
-def memory(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]:
+def memory(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     """Return the peak in MiB: of CUDA's allocator, or on the CPU of the resident set above what it was before.
 
     The two are different quantities (the first holds weights and input too) and have different names: `memory` and
@@ -43,7 +43,7 @@ def memory(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]:
 
         value, reason = measure(forward, setup)
         found.append(Measurement(metric, value, reason=reason))
-    return found
+    return Evaluation(tuple(found))
 
 
 def _cuda_peak(forward: Callable[[], None], setup: Setup) -> tuple[float | None, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.metric import Measurement, Metric
+from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
 
@@ -15,6 +15,7 @@ PARAMETERS = Metric("parameters", "M", higher_is_better=False)
 
 
 @COSTS.register("parameters")
-def parameters(model: nn.Module, images: Tensor, setup: Setup) -> list[Measurement]:
+def parameters(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     """Count every parameter once, trainable or not, shared ones once; buffers are none."""
-    return [Measurement(PARAMETERS, sum(parameter.numel() for parameter in model.parameters()) / 1e6)]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return Evaluation((Measurement(PARAMETERS, count / 1e6),))

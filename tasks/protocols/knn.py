@@ -33,6 +33,11 @@ class NearestNeighbours:
     k = 20
     temperature = 0.07
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What records say of the protocol."""
+        return {"protocol": "nearest neighbours by cosine", "k": self.k, "temperature": self.temperature}
+
     def adapt(self, model: nn.Module, task: Any, setup: Setup) -> Callable[[Tensor], Tensor]:
         """Embed the training images, and return the function from images to votes (B, classes)."""
         import torch

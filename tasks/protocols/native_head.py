@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ModelError
@@ -19,6 +20,7 @@ class NativeHead:
 
     untrained: Literal["rank", "apart", "never"] = "never"
     trains_on: tuple[str, ...] = ()
+    details: Mapping[str, Any] = MappingProxyType({"protocol": "the model's own classifier"})
 
     def adapt(self, model: nn.Module, task: Any, setup: Setup) -> Callable[[Tensor], Tensor]:
         """Return the model with a check of what it returns."""
