@@ -58,7 +58,7 @@ class Records(Sequence[Record]):
         return tuple(record for record in self.records if record.error)
 
     def frame(self) -> pandas.DataFrame:
-        """Return one row a record: model, task, weights, every metric with its unit, and the error if there is one."""
+        """Return one row a record: model, task, weights, the metrics of ranked tables with units, and errors if any."""
         import pandas
 
         return pandas.DataFrame([_row(record) for record in self.records])
@@ -229,7 +229,7 @@ def _row(record: Record) -> dict[str, Any]:
         "task": record.task,
         "weights": record.setup.weights.file or record.setup.weights.source,
     }
-    for measurement in record.measurements:
+    for measurement in (found for found in record.measurements if not found.metric.minor):
         unit = f" ({measurement.metric.unit})" if measurement.metric.unit else ""
         row[measurement.metric.name + unit] = measurement.value
     if record.error:

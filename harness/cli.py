@@ -109,17 +109,17 @@ def list_(
     from harness.progress import waiting
 
     with waiting("importing"):
-        found = getattr(registry, kind.upper())
-        count = len(found)
-    table = Table("name", "what", "paper", "where", box=None)
-    for name in found:
-        entry = found.get(name)
+        entries = list(getattr(registry, kind.upper()).entries())
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "what", "paper"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column == "what" else None)
+    for entry in entries:
         what = getattr(entry.card, "title", "") or (entry.build.__doc__ or "").strip().partition("\n")[0]
-        table.add_row(name, what, getattr(entry.card, "paper", ""), entry.place)
-    console = Console()
+        table.add_row(entry.name, what, getattr(entry.card, "paper", ""))
     console.print(table)
     more = " Also any timm:NAME, package.module:callable and path/to/file.py:callable." if kind == "models" else ""
-    console.print(f"{count} {kind}.{more}")
+    console.print(f"{len(entries)} {kind}.{more}")
 
 
 @app.command()

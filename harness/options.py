@@ -22,14 +22,14 @@ Weights = Annotated[str, typer.Option(help=WEIGHTS_HELP)]
 AllowPartial = Annotated[
     bool, typer.Option("--allow-partial", help="Load a checkpoint that misses or adds keys; the record says so.")
 ]
-Data = Annotated[str | None, typer.Option(help="Root of the data sets [default: $BENCH_DATA, or data].")]
+Data = Annotated[str | None, typer.Option(help="Root of the data sets; by default $BENCH_DATA, or data.")]
 Results = Annotated[Path, typer.Option(help="Folder of records and boards.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Measure again what has a record.")]
 BatchSize = Annotated[int, typer.Option(help="Images per forward pass; for cost the larger of the two batches.")]
 Precision = Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory layout.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N [default: cuda where there is one].")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default cuda where there is one.")]
 Seed = Annotated[int, typer.Option(help="Of random weights and of generated inputs.")]
 Limit = Annotated[int | None, typer.Option(help="Evaluate only N items, spread evenly; never ranks.")]
 ImageSize = Annotated[str | None, typer.Option(help="Override the input size: N or H,W.")]
@@ -40,8 +40,8 @@ Antialias = Annotated[bool | None, typer.Option(help="Override; only the decoder
 Decoder = Annotated[str | None, typer.Option(help="Override: pil or torchvision.")]
 Mean = Annotated[str | None, typer.Option(help="Override: three numbers, comma-separated, for pixels in 0..1.")]
 Std = Annotated[str | None, typer.Option(help="Override: three numbers, comma-separated.")]
-Workers = Annotated[int | None, typer.Option(help="Processes that load data [default: one a core, at most 8].")]
-Threads = Annotated[int | None, typer.Option(help="Threads of torch on the CPU [default: torch's choice].")]
+Workers = Annotated[int | None, typer.Option(help="Processes that load data; by default one a core, at most 8.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of torch on the CPU; by default torch's choice.")]
 Executor = Annotated[
     Literal["process", "inline"], typer.Option(help="Each pair in a process of its own, or all in this one.")
 ]

@@ -94,6 +94,10 @@ class Registry(Generic[T]):
             )
         return self._entries[name]
 
+    def entries(self) -> list[Entry[T]]:
+        """Return all entries by name."""
+        return [self.get(name) for name in self]
+
     def __contains__(self, name: str) -> bool:
         self._discover()
         return name in self._entries
