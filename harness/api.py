@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -12,6 +12,7 @@ from harness.device import PRECISIONS, check_device, default_device
 from harness.environment import cores
 from harness.errors import DuplicateName, SetupError
 from harness.executors import inline, process
+from harness.journal import Journal
 from harness.metric import Outcomes
 from harness.models import callable_id, public_id
 from harness.preprocessing import OVERRIDES
@@ -176,7 +177,7 @@ def identify_all(jobs: Sequence[Job]) -> list[Request]:
 
 def _finished(request: Request, store: Store) -> Record | None:
     """The record of an equal request. One of an error is no reason to skip."""
-    record = store.find(request.job.task, public_id(request.job.model), request.key)
+    record = store.find(request.name)
     return None if record is None or record.error else record
 
 
@@ -184,7 +185,9 @@ def _measure(request: Request, pending: Sequence[Request], store: Store, executo
     """Run one of the pending jobs, save its record, and say so."""
     count = f"[{pending.index(request) + 1}/{len(pending)}]"
     say(f"{count} {public_id(request.job.model)} on {request.job.task} ...")
-    record = store.save(*executor.execute(request))
+    journal = store.unfinished / f"{request.name}.jsonl"
+    record = store.save(*executor.execute(replace(request, journal=journal)))
+    Journal.remove(journal)
     say(f"{count} {summary(record)}")
     return record
 

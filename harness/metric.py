@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import BenchError
 
@@ -45,6 +45,9 @@ class Measurement:
             raise BenchError(f"A measurement of {self.metric.name!r} without a value needs a reason.")
 
 
+Row = tuple[str | int, ...]
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """What happened to each item, one row an item, in the order of evaluation.
@@ -55,7 +58,7 @@ class Outcomes:
     """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | int, ...], ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,10 @@ class Meter(Protocol):
 
     def compute(self) -> Evaluation:
         """Return the measurements of everything taken in, the headline first."""
+
+
+@runtime_checkable
+class ResumableMeter(Meter, Protocol):
+    """A meter whose whole state is one row an item, in the order of evaluation; given these rows, it goes on."""
+
+    rows: list[Row]

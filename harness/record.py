@@ -162,11 +162,16 @@ class Record:
     @property
     def name(self) -> str:
         """The stem of the record's files."""
-        return "__".join((slug(self.task), slug(self.model), self.key))
+        return record_name(self.task, self.model, self.key)
 
     def values(self) -> dict[str, float | None]:
         """Return the value of every metric by its name."""
         return {measurement.metric.name: measurement.value for measurement in self.measurements}
+
+
+def record_name(task: str, model: str, key: str) -> str:
+    """Return the stem of the files of a task's record on a model, as records name the model."""
+    return "__".join((slug(task), slug(model), key))
 
 
 def slug(identifier: str) -> str:

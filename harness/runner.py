@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.device import place
-from harness.environment import environment, machine
+from harness.environment import environment, machine, versions
 from harness.errors import BenchError, reason
+from harness.journal import Journal
 from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
-from harness.record import DataStamp, Record, Setup, digest
-from harness.task import Task, build_task
+from harness.record import DataStamp, Record, Setup, digest, record_name
+from harness.task import BatchTask, Task, build_task
 from harness.weights import load_weights, state_sha256
 
 if TYPE_CHECKING:
@@ -46,12 +47,22 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A job with what identifies it before it runs: an equal request finds its record again."""
+    """A job with what identifies it before it runs: an equal request finds its record again.
+
+    Args:
+        journal: the file that keeps what an unfinished evaluation has found; None for no such file.
+    """
 
     job: Job
     key: str
     data: DataStamp | None
     source_sha256: str
+    journal: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The stem of the record's files."""
+        return record_name(self.job.task, public_id(self.job.model), self.key)
 
 
 def identify(job: Job, task: Task) -> Request:
@@ -79,6 +90,8 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
     try:
         task = build_task(job.task, job.data, job.workers)
         module, setup = prepare(job, task)
+        if request.journal and isinstance(task, BatchTask):
+            task.journal = Journal(request.journal, _state(setup))
         evaluation = task.evaluate(place(module, setup), setup)
     except BenchError as failure:
         error = str(failure)
@@ -86,6 +99,11 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
         error = f"{reason(failure)}. Run the model by itself on a batch of images to mend it."
     seconds = time.perf_counter() - clock
     return describe(request, setup, evaluation, error, started, seconds), evaluation.outcomes
+
+
+def _state(setup: Setup) -> str:
+    """What outcomes depend on beside the request: the weights and the pixels that came of it, and the machine."""
+    return digest(setup, versions(), machine(setup.device, 0))
 
 
 def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:

@@ -1,4 +1,7 @@
-"""Records on disk: results/records/*.json, with the outcome of every item in results/outcomes/*.csv.gz."""
+"""Records on disk: results/records/*.json, with the outcome of every item in results/outcomes/*.csv.gz.
+
+While an evaluation runs, results/unfinished/ keeps what it has found.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 
 from harness.errors import RecordError
 from harness.metric import Outcomes
-from harness.record import Record, from_json, slug, to_json
+from harness.record import Record, from_json, to_json
 
 
 class Store:
@@ -27,10 +30,11 @@ class Store:
         self.root = root
         self.records = root / "records"
         self.outcomes = root / "outcomes"
+        self.unfinished = root / "unfinished"
 
-    def find(self, task: str, model: str, key: str) -> Record | None:
-        """Return the record of a request, if there is one."""
-        path = self.records / f"{'__'.join((slug(task), slug(model), key))}.json"
+    def find(self, name: str) -> Record | None:
+        """Return the record whose files have this stem, if there is one."""
+        path = self.records / f"{name}.json"
         return self.read(path) if path.is_file() else None
 
     def read(self, path: Path) -> Record:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 from harness.device import evaluating, to_device
 from harness.errors import UnknownName
 from harness.factory import call
-from harness.metric import Evaluation, Meter
+from harness.journal import Journal
+from harness.metric import Evaluation, Meter, ResumableMeter
 from harness.progress import track
 from harness.record import DataStamp, Setup
 from harness.registry import TASKS, Registry
@@ -74,15 +75,21 @@ class Task(ABC):
 
 
 class BatchTask(Task):
-    """A task that is evaluated in batches: most tasks fill three short methods."""
+    """A task that is evaluated in batches: most tasks fill three short methods.
+
+    Attributes:
+        journal: where an evaluation whose meter can resume keeps what it found; None for nowhere.
+    """
+
+    journal: Journal | None = None
 
     @abstractmethod
     def adapt(self, model: nn.Module, setup: Setup) -> Callable[[Tensor], Any]:
         """Return the function from images to outputs: the protocol."""
 
     @abstractmethod
-    def batches(self, setup: Setup) -> Iterable[Batch]:
-        """Yield the evaluation data in a fixed order. It has a length: the number of batches."""
+    def batches(self, setup: Setup, start: int = 0) -> Iterable[Batch]:
+        """Yield the evaluation data from item `start` in a fixed order. It has a length: the number of batches."""
 
     @abstractmethod
     def meter(self) -> Meter:
@@ -91,9 +98,15 @@ class BatchTask(Task):
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Run the only evaluation loop of the harness."""
         predict, meter = self.adapt(model, setup), self.meter()
+        rows = meter.rows if isinstance(meter, ResumableMeter) else []
+        journal = self.journal if isinstance(meter, ResumableMeter) else None
+        if journal:
+            rows += journal.read()
         with evaluating(setup):
-            for batch in track(self.batches(setup), "evaluate"):
+            for batch in track(self.batches(setup, start=len(rows)), "evaluate"):
                 meter.update(predict(to_device(batch.images, setup)), batch)
+                if journal:
+                    journal.append(rows[-len(batch.items) :])
         return meter.compute()
 
 

@@ -86,12 +86,12 @@ class Classification(BatchTask):
         images = self.split(name)
         return Batches(images, range(len(images)), setup, self.workers)
 
-    def batches(self, setup: Setup) -> Batches:
-        """Return the batches of the evaluated split, or of so much of it as the setup allows."""
+    def batches(self, setup: Setup, start: int = 0) -> Batches:
+        """Return the batches of the evaluated split from item `start`, or of so much of it as the setup allows."""
         from tasks.data.loader import Batches, spread
 
         images = self.split(self.evaluated_on)
-        return Batches(images, spread(len(images), setup.limit), setup, self.workers)
+        return Batches(images, spread(len(images), setup.limit)[start:], setup, self.workers)
 
     def meter(self) -> Accuracy:
         """Return accuracy, with second opinions on the labels where the data set has them."""

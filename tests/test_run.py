@@ -17,6 +17,7 @@ import pytest
 
 from harness import run
 from harness.errors import BenchError, DataError, DuplicateName, SetupError, UnknownName
+from harness.journal import Journal
 from harness.record import from_json
 from harness.registry import MODELS
 from harness.store import Store
@@ -26,8 +27,8 @@ Make = Callable[..., Path]
 
 
 def go(model: str | list[str], data: Path, tmp_path: Path, **options: object) -> object:
-    options = {"task": "imagenet", "executor": "inline", "workers": 0, **options}
-    return run(model, data=data, results=tmp_path / "results", **options)  # type: ignore[arg-type]
+    options = {"task": "imagenet", "executor": "inline", "workers": 0, "results": tmp_path / "results", **options}
+    return run(model, data=data, **options)  # type: ignore[arg-type]
 
 
 def test_a_users_five_lines_become_a_record(make_imagenet: Make, nets: str, tmp_path: Path) -> None:
@@ -197,6 +198,41 @@ def test_a_killed_run_resumes_where_it_was(make_imagenet: Make, nets: str, tmp_p
         "nets.py:tiny", "nets.py:slow",
     }  # fmt: skip
     assert not list(results.rglob(".*"))
+
+
+def test_a_run_that_is_killed_within_a_pair_goes_on_after_its_last_batch(
+    make_imagenet: Make, nets: str, tmp_path: Path
+) -> None:
+    data, results = make_imagenet(val=4), tmp_path / "results"
+    command = [sys.executable, "run_bench.py", "run", "--model", f"{nets}:slow", "--task", "imagenet", "--workers", "0"]
+    command += ["--data", str(data), "--results", str(results), "--batch-size", "3"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 100
+        while len("".join(p.read_text() for p in results.glob("unfinished/*")).splitlines()) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    (journal,) = results.glob("unfinished/*")
+    journal.write_text(journal.read_text() + '[["cut o')
+    kept = len(journal.read_text().splitlines()) - 2
+    done = subprocess.run([*command, "--json"], cwd=ROOT, check=True, capture_output=True)
+    seconds = json.loads(done.stdout)[0]["seconds"]
+    assert seconds < 0.2 * (11 - kept) + 1, "the whole batches before the kill are not evaluated again"
+    assert not (results / "unfinished").exists()
+    (resumed,) = Store(results).load()
+    (whole,) = go(f"{nets}:slow", data, tmp_path, batch_size=3, results=tmp_path / "whole")
+    assert resumed.outcomes_sha256 == whole.outcomes_sha256
+    assert resumed.measurements == whole.measurements
+
+
+def test_a_journal_of_other_weights_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "unfinished" / "x.jsonl"
+    journal = Journal(path, "these weights")
+    assert journal.read() == []
+    journal.append([("a.JPEG", 0, 1), ("b.JPEG", 1, 1)])
+    assert Journal(path, "these weights").read() == [("a.JPEG", 0, 1), ("b.JPEG", 1, 1)]
+    assert Journal(path, "other weights").read() == []
+    assert Journal(path, "these weights").read() == []
 
 
 def test_an_interrupt_exits_with_130_and_says_that_work_is_kept(make_imagenet: Make, nets: str, tmp_path: Path) -> None:

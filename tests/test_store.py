@@ -26,10 +26,10 @@ def record() -> Record:
 def test_what_is_saved_is_found_again(tmp_path: Path, record: Record) -> None:
     store = Store(tmp_path)
     saved = store.save(record, OUTCOMES)
-    assert store.find(record.task, record.model, record.key) == saved
+    assert store.find(record.name) == saved
     assert store.load() == [saved]
     assert store.read_outcomes(saved) == OUTCOMES
-    assert store.find(record.task, record.model, "00000000") is None
+    assert store.find("no__such__record") is None
 
 
 def test_the_file_is_named_after_task_model_and_key(tmp_path: Path, record: Record) -> None:

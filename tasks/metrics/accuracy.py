@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError
-from harness.metric import Evaluation, Measurement, Metric, Outcomes
+from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
 from harness.task import Batch
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TOP1 = Metric("top1", "%", higher_is_better=True)
 TOP5 = Metric("top5", "%", higher_is_better=True)
 REAL = Metric("real_top1", "%", higher_is_better=True)
+NONE = -1  # in the place of a class
 TIES = "scores are compared in fp32; of equal scores the lower class index ranks first"
 
 
@@ -33,16 +34,13 @@ class Accuracy:
     def __init__(self, classes: int, real: Mapping[str, Sequence[int]] | None = None) -> None:
         self._classes = classes
         self._real = real or {}
-        self._rows: list[tuple[str | int, ...]] = []
-        self._broken: list[str] = []
+        self.rows: list[Row] = []
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
         """Rank scores (B, classes)."""
         ranked = rank(outputs, min(5, self._classes))
         for item, target, best in zip(batch.items, batch.targets.tolist(), ranked.tolist(), strict=True):
-            self._rows.append((item, target, *best))
-            if best[0] < 0:
-                self._broken.append(item)
+            self.rows.append((item, target, *best))
 
     def compute(self) -> Evaluation:
         """Return top-1, top-5 where there are more than five classes, and ReaL top-1 where there are labels.
@@ -51,30 +49,31 @@ class Accuracy:
             ModelError: no row was finite.
             DataError: there were no rows.
         """
-        if not self._rows:
+        if not self.rows:
             raise DataError("There were no images to evaluate: expected at least one. Check the data set and --limit.")
-        if len(self._broken) == len(self._rows):
+        broken = [row[0] for row in self.rows if row[2] == NONE]
+        if len(broken) == len(self.rows):
             raise ModelError(
-                f"All {len(self._rows)} outputs hold NaN or infinity: the weights or the precision are broken. "
+                f"All {len(self.rows)} outputs hold NaN or infinity: the weights or the precision are broken. "
                 "Try --precision fp32."
             )
         measurements = [Measurement(TOP1, self._share(1))]
         if self._classes > 5:
             measurements.append(Measurement(TOP5, self._share(5)))
-        if judged := [row for row in self._rows if self._real.get(str(row[0]))]:
+        if judged := [row for row in self.rows if self._real.get(str(row[0]))]:
             right = sum(row[2] in self._real[str(row[0])] for row in judged)
             measurements.append(Measurement(REAL, 100 * right / len(judged)))
-        details: dict[str, Any] = {"ties": TIES, "images": len(self._rows), "not_finite": len(self._broken)}
+        details: dict[str, Any] = {"ties": TIES, "images": len(self.rows), "not_finite": len(broken)}
         if judged:
             details["real_images"] = len(judged)
-        if self._broken:
-            details["not_finite_items"] = self._broken[:20]
+        if broken:
+            details["not_finite_items"] = broken[:20]
         columns = ("item", "target", *(f"top{place}" for place in range(1, min(5, self._classes) + 1)))
-        return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(self._rows)))
+        return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(self.rows)))
 
     def _share(self, k: int) -> float:
         """Percentage of images whose target is among the best k."""
-        return 100 * sum(row[1] in row[2 : 2 + k] for row in self._rows) / len(self._rows)
+        return 100 * sum(row[1] in row[2 : 2 + k] for row in self.rows) / len(self.rows)
 
 
 def rank(scores: Tensor, k: int) -> Tensor:
@@ -85,4 +84,4 @@ def rank(scores: Tensor, k: int) -> Tensor:
     broken = (scores.isnan() | (scores == torch.inf)).any(dim=1, keepdim=True)
     best = scores.sort(dim=1, descending=True, stable=True)
     values, classes = best.values[:, :k], best.indices[:, :k]
-    return classes.masked_fill((values == -torch.inf) | broken, -1)
+    return classes.masked_fill((values == -torch.inf) | broken, NONE)
