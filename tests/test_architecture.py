@@ -12,9 +12,10 @@ PACKAGES = ("harness", "tasks", "baselines")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
-    "errors registry progress images metric journal record environment factory models weights features "
-    "preprocessing device task runner costs executors store api leaderboard tables doctor options cli"
-).split()
+    "errors", "registry", "progress", "images", "metric", "journal", "record", "environment", "factory", "models",
+    "weights", "features", "preprocessing", "device", "task", "runner", "costs", "executors", "store", "api",
+    "leaderboard", "tables", "doctor", "options", "cli",
+)  # fmt: skip
 
 
 def imported(tree: ast.AST) -> list[str]:
