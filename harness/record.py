@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -216,4 +217,7 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a record, as published in `docs/record.schema.json`."""
     # Through JSON, so that the result is what a reader of the file gets: lists, not tuples.
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(msgspec.json.schema(Record)))
+    for definition in found["$defs"].values():
+        # Python 3.13 began to strip the indentation of docstrings.
+        definition["description"] = inspect.cleandoc(definition["description"])
     return found
