@@ -14,7 +14,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "record", "environment", "factory", "models", "weights",
     "features", "preprocessing", "device", "task", "runner", "costs", "executors", "store", "api", "leaderboard",
-    "tables", "doctor", "options", "cli",
+    "tables", "doctor", "breakdown", "reference", "options", "command", "cost_cli", "cli",
 )  # fmt: skip
 
 

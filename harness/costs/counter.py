@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import torch
@@ -94,7 +95,7 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         total = sum(macs.values())
         self._kinds.update(macs)
         self._operators[name] += total
-        for path in {"", *self._path}:
+        for path in {"", *chain.from_iterable(map(_lineage, self._path))}:
             self._modules[path] += total
 
     def _notice_foreign_kernels(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -127,6 +128,13 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             calls=self._calls,
             tensors=tensors,
         )
+
+
+@cache
+def _lineage(path: str) -> tuple[str, ...]:
+    """Return a module's path and those of the modules that hold it, which need not run themselves: lists do not."""
+    names = path.split(".")
+    return tuple(".".join(names[: depth + 1]) for depth in range(len(names)))
 
 
 def _tensors(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, bool]]:
