@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from harness import cost_cli, options
+from harness import cost_cli, options, sweep_cli
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make the embedded data sets, and see which ones are found.")
 app.add_typer(data_app, name="data")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
+app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
 
 
 @app.command(cls=ListCommand)

@@ -1,4 +1,4 @@
-"""The commands `cost` and `sweep`: where a model's cost lies, what is published, and how cost grows with the image."""
+"""The command `cost`: where a model's work lies, how it varies, and how it compares with what is published."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "record", "environment", "factory", "models", "weights",
     "features", "preprocessing", "device", "task", "runner", "costs", "executors", "store", "api", "leaderboard",
-    "tables", "doctor", "breakdown", "reference", "options", "command", "cost_cli", "cli",
+    "tables", "doctor", "breakdown", "reference", "scaling", "sweep", "plot", "options", "command",
+    "cost_cli", "sweep_cli", "cli",
 )  # fmt: skip
 
 

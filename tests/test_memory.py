@@ -60,7 +60,7 @@ def test_saved_activations_are_those_counted_by_hand(batch: int) -> None:
 
 
 def test_in_reduced_precision_the_casts_are_saved() -> None:
-    # The cast image, the activations, and the cast of the second weight; the first is only saved for an input's gradient.
+    # The cast image, the activations, and the second weight's cast; the first is only saved for an input's gradient.
     expected = 2 * (192 + 16) + 2 * 16 * 5
     assert saved_bytes(Chain(), IMAGES[:1], Setup(precision="bf16")) == expected
 
