@@ -108,6 +108,14 @@ def test_depth_bounds_the_modules(toys: str) -> None:
     assert [m.path for m in break_down(f"{toys}:Twice", depth=0).modules] == [""]
 
 
+def test_an_image_size_reaches_models_that_refuse_it_in_timms_own_words() -> None:
+    """Some constructors of timm say "argument(s): ['img_size']", and take images of any size."""
+    found = break_down("timm:poolformer_s12", (64, 64), depth=0)
+    assert found.count.total == pytest.approx(
+        break_down("timm:poolformer_s12", depth=0).count.total * (64 / 224) ** 2, rel=0.02
+    )
+
+
 def test_an_uncounted_operator_makes_a_lower_bound(toys: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FORMULAS, "aten::mm")
     lines = "\n".join(break_down(f"{toys}:Twice").lines())
