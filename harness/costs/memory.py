@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from harness.costs.counter import storage_id
 from harness.device import evaluating, synchronize
 from harness.errors import ModelError, reason
 from harness.metric import Evaluation, Measurement, Metric
@@ -82,29 +83,25 @@ def weights_bytes(model: nn.Module) -> int:
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the storages of some tensors, a shared one once."""
-    return sum({_key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    return sum({storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 def saved_bytes(model: nn.Module, images: Tensor, setup: Setup) -> int:
     """Return the bytes that autograd keeps from a forward pass for its backward, without weights and input."""
     from torch.autograd.graph import saved_tensors_hooks
 
-    known = {_key(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
+    known = {storage_id(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         # The graph keeps the tensor until backward, so that no other storage takes its place.
-        if _key(tensor) not in known:
-            saved[_key(tensor)] = tensor.untyped_storage().nbytes()
+        if storage_id(tensor) not in known:
+            saved[storage_id(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         _loss(model, images, setup).backward()
     return sum(saved.values())
-
-
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _loss(model: nn.Module, images: Tensor, setup: Setup) -> Any:
