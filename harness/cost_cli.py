@@ -68,7 +68,9 @@ def cost(
     elif images is not None:
         _show_spread(out, str(model), weights, seed, parse_size(image_size), images, limit, form)
     else:
-        _show_breakdown(out, str(model), parse_size(image_size), 2 if depth is None else depth, by_module, form)
+        _show_breakdown(
+            out, str(model), parse_size(image_size), 2 if depth is None else depth, by_module or depth is not None, form
+        )
     out.flush()
 
 
@@ -81,7 +83,7 @@ def _show_breakdown(
     with waiting(f"counting {model}"):
         from harness.breakdown import break_down
 
-        found = break_down(model, image_size, depth if by_module or form == "csv" else 0)
+        found = break_down(model, image_size, depth if by_module or form != "table" else 0)
     head = ("module", "type", "MACs (M)", "share (%)", "parameters (M)")
     rows = [
         (part.path or "(all)", part.type, f"{part.macs / 1e6:.3f}", f"{part.share:.2f}", f"{part.parameters / 1e6:.4f}")

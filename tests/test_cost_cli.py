@@ -128,6 +128,7 @@ def test_table_json_and_csv_hold_the_same(toys: str, cost: Cost) -> None:
     assert "toys.py:Twice at 8x8: 0.002 M parameters" in table
     assert "blocks.1" in table
     assert "blocks" not in cost(model=f"{toys}:Twice")
+    assert "blocks.1" not in cost(model=f"{toys}:Twice", depth=1)
     content = json.loads(cost(model=f"{toys}:Twice", by_module=True, json=True))
     assert (content["macs"], content["fvcore_macs"], content["uncounted"]) == (1664, 1664, {})
     lines = cost(model=f"{toys}:Twice", csv=True).splitlines()
@@ -143,6 +144,14 @@ def test_the_command_line_prints_a_table_and_mistakes_exit_with_2(toys: str) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["cost", "sweep"])
+def test_help_does_not_import_torch(command: str) -> None:
+    program = "import sys; from harness.cli import app; app(standalone_mode=False); print('torch' in sys.modules)"
+    words = [sys.executable, "-c", program, command, "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
 def test_options_that_exclude_each_other_are_refused(cost: Cost, tmp_path: Path) -> None:
