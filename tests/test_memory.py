@@ -77,6 +77,13 @@ def test_training_leaves_the_model_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_running_statistics_are_kept() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    training_memory(model, IMAGES + 1, SETUP)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
 def test_a_batch_that_cannot_be_trained_on_is_an_empty_cell() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4))
     found = {m.metric.name: m for m in training_memory(model, IMAGES, SETUP).measurements}

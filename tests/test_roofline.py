@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from harness.costs import peaks as peaks_module
 from harness.costs.formulas import FORMULAS
 from harness.costs.peaks import Peaks, cache_folder, machine_peaks, measure_peaks
-from harness.costs.roofline import moved_bytes, roofline, shares
+from harness.costs.roofline import moved_bytes, roofline, seconds, shares
 from harness.metric import Measurement
 from harness.record import Setup
 
@@ -60,6 +61,18 @@ def test_fused_attention_moves_no_attention_map() -> None:
     assert moved < 4 * 1024 * 1024, "the map alone has 1024 x 1024 numbers"
 
 
+def test_seconds_are_those_of_the_cost_latency() -> None:
+    class Sleeper(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            time.sleep(0.005 * len(images))
+            return images
+
+    found = seconds(Sleeper(), IMAGES, SETUP)
+    assert found.keys() == {1, 4}
+    assert 0.005 <= found[1] < 0.015
+    assert 0.02 <= found[4] < 0.04
+
+
 def test_shares_are_those_counted_by_hand() -> None:
     # 20 GFLOP and 1 GB in a second: 20 FLOP/B, which the bandwidth would let run at 200, the matrices at 100 GFLOP/s.
     bound_by_compute = shares(20e9, 1e9, 1.0, PEAKS)
@@ -73,7 +86,7 @@ def test_shares_are_those_counted_by_hand() -> None:
 
 def test_the_cost_reports_both_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.costs.roofline.machine_peaks", lambda setup: PEAKS)
-    monkeypatch.setattr("harness.costs.roofline.seconds", lambda *_: 1e-3)
+    monkeypatch.setattr("harness.costs.roofline.seconds", lambda *_: {1: 1e-3, 4: 1e-3})
     evaluation = roofline(Chain(), IMAGES, SETUP)
     found = values(evaluation.measurements)
     flops = 2 * (192 * 16 + 16 * 5)

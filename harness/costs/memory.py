@@ -119,8 +119,10 @@ def _loss(model: nn.Module, images: Tensor, setup: Setup) -> Any:
 
 @contextmanager
 def _training(model: nn.Module) -> Iterator[None]:
-    """Put a model into training mode, and afterwards back into its own, without gradients."""
+    """Put a model into training mode, and leave neither that mode, nor gradients, nor its running statistics behind."""
     modes = {module: module.training for module in model.modules()}
+    # On the CPU, so that the copies are no part of a GPU's memory.
+    buffers = [(buffer, buffer.to("cpu", copy=True)) for buffer in model.buffers()]
     model.train()
     try:
         yield
@@ -128,6 +130,8 @@ def _training(model: nn.Module) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
         for module, mode in modes.items():
             module.training = mode
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def _saved(model: nn.Module, image: Tensor, setup: Setup) -> Measurement:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.costs.counter import count_macs, storage_id, stored_tensors
-from harness.costs.latency import time_forward
+from harness.costs.latency import latency
 from harness.costs.macs import describe_uncounted
 from harness.costs.memory import storage_bytes, weights_bytes
 from harness.costs.peaks import Peaks, machine_peaks
@@ -41,10 +40,10 @@ def roofline(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     missing = describe_uncounted(count)
     peaks = machine_peaks(setup)
     found: list[Measurement] = []
-    for batch in sorted({1, len(images)}):
+    for batch, duration in seconds(model, images, setup).items():
         part = images[:batch]
         # Work is counted once and scaled: it is the same for each image of a batch, unless it depends on the image.
-        values = shares(2 * count.total * batch, moved_bytes(model, part, setup), seconds(model, part, setup), peaks)
+        values = shares(2 * count.total * batch, moved_bytes(model, part, setup), duration, peaks)
         found += [_measure(f"{name}_b{batch}", value, missing) for name, value in values.items()]
     details = {
         "convention": CONVENTION,
@@ -84,9 +83,11 @@ def _measure(name: str, value: float, missing: str) -> Measurement:
     return Measurement(metric, None if reason else value, reason=reason)
 
 
-def seconds(model: nn.Module, images: Tensor, setup: Setup) -> float:
-    """Return the median seconds of a forward pass."""
-    return median(time_forward(model, images, setup)) / 1e3
+def seconds(model: nn.Module, images: Tensor, setup: Setup) -> dict[int, float]:
+    """Return the median seconds of a forward pass by its batch, as the cost `latency` measures them."""
+    found = {m.metric.name: m.value for m in latency(model, images, setup).measurements}
+    medians = {batch: found[f"latency_b{batch}"] for batch in sorted({1, len(images)})}
+    return {batch: value / 1e3 for batch, value in medians.items() if value}
 
 
 def moved_bytes(model: nn.Module, images: Tensor, setup: Setup) -> int:
