@@ -154,7 +154,7 @@ def _peak(model: nn.Module, images: Tensor, batch: int, setup: Setup, step: Step
         peak = _cuda_peak(partial(step, part), setup.device)
         found = _parts(split(peak, weights_bytes(model), _bytes(images), _bytes(part)), name)
     else:
-        found = [_resident(partial(step, part), _metric(name.format("resident")))]
+        found = [_resident(partial(step, part), setup, _metric(name.format("resident")))]
     return [*found, _minor(f"input_memory_b{batch}", _bytes(part) / MIB)]
 
 
@@ -265,23 +265,29 @@ def _process_bytes(device: str) -> int | None:
 # --- CPU -------------------------------------------------------------------------------------------------------------
 
 
-def _resident(step: Callable[[], None], metric: Metric) -> Measurement:
-    """The peak of the resident set during a step after a warm-up, above what it was before: the median of three."""
+def _resident(step: Callable[[], object], setup: Setup, metric: Metric) -> Measurement:
+    """The median of some peaks of the resident set, or why there is none."""
+    samples: list[float] = []
+    for _ in range(REPEATS):
+        value, why = resident_peak(step, setup)
+        if value is None:
+            return Measurement(metric, None, reason=why)
+        samples.append(value)
+    return Measurement(metric, median(samples), tuple(samples))
+
+
+def resident_peak(step: Callable[[], object], setup: Setup) -> tuple[float | None, str]:
+    """Return the MiB of the resident set's peak in a pass after a warm-up, above what it was before; or why not."""
     try:
         CLEAR_REFS.write_text("5")
     except OSError:
-        return Measurement(metric, None, reason="this system cannot reset the peak of a process's resident set")
+        return None, "this system cannot reset the peak of a process's resident set"
     step()
-    samples = tuple(_resident_peak(step) for _ in range(REPEATS))
-    return Measurement(metric, median(samples), samples)
-
-
-def _resident_peak(step: Callable[[], None]) -> float:
     _give_back()
     CLEAR_REFS.write_text("5")
     before = _status("VmRSS")
     step()
-    return max(0.0, _status("VmHWM") - before)
+    return max(0.0, _status("VmHWM") - before), ""
 
 
 def _give_back() -> None:
