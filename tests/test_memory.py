@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.costs.memory import CLEAR_REFS, MIB, Peak, memory, saved_bytes, split, storage_bytes, training_memory
+from harness.costs.memory import (
+    CLEAR_REFS,
+    MIB,
+    Peak,
+    _process_bytes,
+    memory,
+    saved_bytes,
+    split,
+    storage_bytes,
+    training_memory,
+)
 from harness.device import place, to_device
 from harness.metric import Evaluation
 from harness.record import Setup
@@ -138,8 +152,34 @@ def test_a_gpus_peak_is_divided() -> None:
     assert (silent["process"], silent["context"]) == (None, None)
 
 
+def test_on_a_gpu_the_record_holds_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = Peak(before=20_000, allocated=50_000, reserved=2**21, process=None)
+    monkeypatch.setattr("harness.costs.memory._cuda_peak", lambda step, device: peak)
+    measurements = {m.metric.name: m for m in memory(Chain(), IMAGES, Setup(device="cuda")).measurements}
+    parts = ("memory", "activations", "workspace", "reserved", "process", "context", "input_memory")
+    assert measurements.keys() == {f"{part}_b{batch}" for part in parts for batch in (1, 4)} | {"weights_memory"}
+    assert [name for name, m in measurements.items() if not m.metric.minor] == ["memory_b1", "memory_b4"]
+    assert measurements["memory_b1"].value == (50_000 - 3 * 192 * 4) / MIB, "three images are not of this batch"
+    assert "the driver does not tell" in measurements["process_b4"].reason
+
+
+@pytest.mark.parametrize(("pid", "expected"), [(os.getpid(), 700), (os.getpid() + 1, None)])
+def test_the_driver_is_asked_for_this_process(pid: int, expected: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver(ModuleType):
+        NVMLError = OSError
+        nvmlInit = staticmethod(lambda: None)  # noqa: N815
+        nvmlDeviceGetHandleByUUID = staticmethod(lambda uuid: uuid)  # noqa: N815
+        nvmlDeviceGetComputeRunningProcesses = staticmethod(  # noqa: N815
+            lambda handle: [SimpleNamespace(pid=pid, usedGpuMemory=700)] if handle == "GPU-12" else []
+        )
+
+    monkeypatch.setitem(sys.modules, "pynvml", Driver("pynvml"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12"))
+    assert _process_bytes("cuda") == expected
+
+
 @pytest.mark.gpu
-def test_on_a_gpu_the_parts_are_those_of_known_tensors() -> None:
+def test_on_a_gpu_the_parts_the_parts_are_those_of_known_tensors() -> None:
     setup = Setup(batch_size=4, device="cuda")
     model = place(Hoarder(), setup)
     model.forward = lambda images: (torch.ones(len(images), 8 * 2**20, device="cuda") * model.scale).sum(dim=1)  # type: ignore[method-assign]
