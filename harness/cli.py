@@ -1,4 +1,4 @@
-"""The command line: run, list, board, data, schema, doctor.
+"""The command line: run, cost, sweep, list, board, data, schema, doctor.
 
 Exit codes: 0 all went well; 1 some (model, task) pairs failed, and their records hold the error; 2 a mistake in what
 was asked, and nothing ran; 130 interrupted, and the same command goes on.
@@ -6,17 +6,16 @@ was asked, and nothing ran; 130 interrupted, and the same command goes on.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
-from harness import options
-from harness.errors import BenchError, SetupError
+from harness import cost_cli, options, sweep_cli
+from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
+from harness.errors import BenchError
 
 RESULTS = Path("results")
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
@@ -31,23 +30,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make the embedded data sets, and see which ones are found.")
 app.add_typer(data_app, name="data")
-
-
-class ListCommand(TyperCommand):
-    """Lets `--model a b c` stand for `--model a --model b --model c`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat an option that takes many values before each of them."""
-        many = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spread: list[str] = []
-        current = ""
-        for word in args:
-            if word.startswith("-"):
-                current = word if word in many else ""
-            elif current and spread[-1] != current:
-                spread.append(current)
-            spread.append(word)
-        return super().parse_args(ctx, spread)
+app.command("cost", cls=ListCommand)(cost_cli.cost)
+app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
 
 
 @app.command(cls=ListCommand)
@@ -82,9 +66,13 @@ def run(
 ) -> None:
     """Evaluate every model on every task; what has a record is skipped."""
     chosen = dict(locals())
-    out = _own_stdout() if chosen.pop("json") else None
-    _set_quiet(chosen.pop("quiet"))
-    chosen |= {"image_size": _size(image_size), "mean": _numbers("mean", mean), "std": _numbers("std", std)}
+    out = own_stdout() if chosen.pop("json") else None
+    set_quiet(chosen.pop("quiet"))
+    chosen |= {
+        "image_size": parse_size(image_size),
+        "mean": parse_numbers("mean", mean),
+        "std": parse_numbers("std", std),
+    }
 
     from harness import api
     from harness.record import to_json
@@ -152,7 +140,7 @@ def data_mini(
     from harness.progress import say
     from harness.registry import GENERATORS
 
-    _set_quiet(quiet)
+    set_quiet(quiet)
     for name in GENERATORS:
         folder = GENERATORS.get(name).build(root)
         say(f"{name}: {folder}")
@@ -214,38 +202,3 @@ def _complain(message: str, code: int) -> int:
     """Print one line on standard error, and return the exit code that goes with it."""
     print(message, file=sys.stderr)
     return code
-
-
-def _own_stdout() -> Any:
-    """Keep standard output for this command alone: whatever models and libraries print goes to standard error."""
-    sys.stdout.flush()
-    own = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return own
-
-
-def _set_quiet(quiet: bool) -> None:
-    from harness.progress import QUIET
-
-    if quiet:
-        os.environ[QUIET] = "1"
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """Numbers separated by commas."""
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise SetupError(
-            f"--{option} is {text!r}; expected numbers separated by commas, such as 0.5,0.5,0.5."
-        ) from None
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """A side, or a height and a width."""
-    numbers = _numbers("image-size", text.replace("x", ",") if text else None)
-    if numbers is None:
-        return None
-    if len(numbers) > 2:
-        raise SetupError(f"--image-size is {text!r}; expected N or H,W.")
-    return int(numbers[0]), int(numbers[-1])

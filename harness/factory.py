@@ -69,7 +69,7 @@ def call(factory: Callable[..., Any], name: str, **options: Any) -> Any:
     except BenchError:
         raise
     except (Exception, SystemExit) as error:
-        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        refused = re.search(r"unexpected keyword argument(?: |\(s\): \[)'(\w+)'", str(error))
         if refused and refused[1] in taken.keys() - parameters.keys():
             return call(factory, name, **{option: value for option, value in taken.items() if option != refused[1]})
         raise ModelError(f"{name!r} cannot be built ({reason(error)}).") from error

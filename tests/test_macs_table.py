@@ -1,19 +1,26 @@
-"""MACs against those that timm publishes for its models, where the published table is at hand."""
+"""Parameters and MACs against those that timm publishes for its models, where the published table is at hand."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from timm.utils import reparameterize_model
-from torch import nn
 
-from harness.costs.macs import count_macs, macs
+from harness.costs.macs import macs
 from harness.record import Setup
+from harness.reference import (
+    EXCEPTIONS,
+    MACS_TOLERANCE,
+    Published,
+    build_on_meta,
+    compare,
+    disagreement,
+    gmacs_as_published,
+    plain_costs,
+    read_table,
+)
 
 TABLE = Path(__file__).parents[2] / "shared" / "reference" / "timm.csv"
 needs_table = pytest.mark.skipif(not TABLE.is_file(), reason="timm's table (shared/reference/timm.csv) is not here")
@@ -27,19 +34,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# The table's `gmacs` differ from a plain count for these families, whose first row says why.
-REPARAMETERISED = "the table counted the model after merging its training-time branches; so counted, ours agrees"
-EXCEPTIONS = {
-    "fastvit": REPARAMETERISED,
-    "ghostnetv3": REPARAMETERISED,
-    "levit": REPARAMETERISED,
-    "mobileone": REPARAMETERISED,
-    "repghostnet": REPARAMETERISED,
-    "repvgg": REPARAMETERISED,
-    "repvit": REPARAMETERISED,
-    "convmixer": "the table lacks convolutions with padding='same', for which fvcore has no handle",
-    "sequencer2d": "the table lacks the LSTMs, for which fvcore has no handle",
-}
 EXAMPLES = (
     *("fastvit_sa12", "ghostnetv3_100", "levit_128s", "mobileone_s1", "repghostnet_150", "repvgg_a2", "repvit_m1"),
     *("convmixer_768_32", "sequencer2d_s"),
@@ -56,80 +50,30 @@ SPREAD = (
 )
 
 
-def table_rows() -> dict[tuple[str, int], tuple[str, float, float]]:
-    """(architecture, image size) -> model with weights tag, GMACs, parameters in M; the first row of each pair."""
-    rows: dict[tuple[str, int], tuple[str, float, float]] = {}
-    if TABLE.is_file():
-        with TABLE.open(newline="") as file:
-            for row in csv.DictReader(file):
-                key = (row["model"].split(".")[0], int(row["img"]))
-                rows.setdefault(key, (row["model"], float(row["gmacs"]), float(row["params_m"])))
+def first_rows() -> dict[tuple[str, int], Published]:
+    """(architecture, image size) -> the first row of each pair."""
+    rows: dict[tuple[str, int], Published] = {}
+    for row in read_table(TABLE) if TABLE.is_file() else ():
+        rows.setdefault((row.architecture, row.image_size), row)
     return rows
 
 
-def build_on_meta(name: str, image_size: int) -> nn.Module:
-    with torch.device("meta"):
-        return build(name, image_size)
-
-
-def build(name: str, image_size: int) -> nn.Module:
-    model: nn.Module
-    try:
-        model = timm.create_model(name, img_size=image_size)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        model = timm.create_model(name)
-    return model
-
-
-def plain_gmacs(name: str, image_size: int) -> float:
-    count = count_macs(build_on_meta(name, image_size), torch.empty(1, 3, image_size, image_size, device="meta"))
-    assert (count.uncounted, count.tensors) == ({}, "meta")
-    return count.total / 1e9
-
-
-def gmacs_as_in_the_table(name: str, image_size: int) -> float:
-    """Return GMACs with what the exceptions say left out."""
-    reason = next((reason for family, reason in EXCEPTIONS.items() if name.startswith(family)), "")
-    if not reason:
-        return plain_gmacs(name, image_size)
-    if reason == REPARAMETERISED:
-        model = reparameterize_model(build(name, image_size).eval())  # needs real weights
-        return count_macs(model, torch.empty(1, 3, image_size, image_size)).total / 1e9
-    model = build_on_meta(name, image_size)
-    count = count_macs(model, torch.empty(1, 3, image_size, image_size, device="meta"))
-    lost = [path for path, module in model.named_modules() if isinstance(module, nn.LSTM) or is_padded_to_same(module)]
-    assert lost
-    return (count.total - sum(count.by_module[path] for path in lost)) / 1e9
-
-
-def is_padded_to_same(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.padding == "same"
-
-
-def disagreement(gmacs: float, published: float) -> float:
-    """How far a count is from the table, as a fraction, beyond the table's rounding to 0.01 G."""
-    return max(abs(gmacs - published) - 0.00501, 0) / published
+def row_of(architecture: str) -> Published:
+    return next(row for row in first_rows().values() if row.architecture == architecture)
 
 
 @needs_table
 @pytest.mark.parametrize("architecture", SPREAD)
 def test_spread_agrees_with_the_table(architecture: str) -> None:
-    image_size, (name, published, _) = next(
-        (key[1], row) for key, row in table_rows().items() if key[0] == architecture
-    )
-    assert disagreement(plain_gmacs(name, image_size), published) < 0.005
+    assert compare(row_of(architecture)).verdict == "agrees"
 
 
 @needs_table
 @pytest.mark.parametrize("architecture", EXAMPLES)
 def test_exceptions_are_needed_and_true(architecture: str) -> None:
-    image_size, (name, published, _) = next(
-        (key[1], row) for key, row in table_rows().items() if key[0] == architecture
-    )
-    assert disagreement(plain_gmacs(name, image_size), published) > 0.005
-    assert disagreement(gmacs_as_in_the_table(name, image_size), published) < 0.005
+    row = row_of(architecture)
+    assert disagreement(row, plain_costs(build_on_meta(row), row.image_size)[1]) > MACS_TOLERANCE
+    assert disagreement(row, gmacs_as_published(row)) < MACS_TOLERANCE
 
 
 def test_every_exception_has_an_example() -> None:
@@ -140,9 +84,9 @@ def test_every_exception_has_an_example() -> None:
 @needs_table
 @pytest.mark.parametrize("architecture", ["resnet50", "swin_tiny_patch4_window7_224", "hiera_small_abswin_256"])
 def test_both_counts_agree(architecture: str) -> None:
-    image_size = next(size for name, size in table_rows() if name == architecture)
-    images = torch.empty(1, 3, image_size, image_size, device="meta")
-    measurements = macs(build_on_meta(architecture, image_size), images, Setup()).measurements
+    row = row_of(architecture)
+    images = torch.empty(1, 3, row.image_size, row.image_size, device="meta")
+    measurements = macs(build_on_meta(row), images, Setup()).measurements
     found = {measurement.metric.name: measurement.value for measurement in measurements}
     assert found["gmacs_disagreement"] == pytest.approx(0, abs=0.01)
 
@@ -150,8 +94,9 @@ def test_both_counts_agree(architecture: str) -> None:
 @needs_table
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "image_size", "published"),
-    [(name, size, gmacs) for (_, size), (name, gmacs, parameters) in table_rows().items() if parameters <= 100],
+    "row",
+    [row for row in first_rows().values() if row.parameters <= 100],
+    ids=lambda row: f"{row.model}-{row.image_size}",
 )
-def test_table(name: str, image_size: int, published: float) -> None:
-    assert disagreement(gmacs_as_in_the_table(name, image_size), published) < 0.005
+def test_table(row: Published) -> None:
+    assert compare(row).verdict in ("agrees", "explained")

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import torch
@@ -94,7 +95,7 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         total = sum(macs.values())
         self._kinds.update(macs)
         self._operators[name] += total
-        for path in {"", *self._path}:
+        for path in {"", *chain.from_iterable(map(_lineage, self._path))}:
             self._modules[path] += total
 
     def _notice_foreign_kernels(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -102,15 +103,15 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._unwritten or _looks_only(func):
             return
         for tensor, written in _tensors(func, args, kwargs):
-            if _storage(tensor) in self._unwritten:
-                self._unwritten.discard(_storage(tensor))
+            if storage_id(tensor) in self._unwritten:
+                self._unwritten.discard(storage_id(tensor))
                 if not written and tensor.numel():
                     self._uncounted[f"{FOREIGN} in {self._path[-1] if self._path else 'the model'}"] += 1
 
     def _remember_allocations(self, func: Any, output: Any) -> None:
         if getattr(func, "is_view", False):
             return
-        storages = {_storage(tensor) for tensor in _stored(output)}
+        storages = {storage_id(tensor) for tensor in stored_tensors(output)}
         if _short_name(func).startswith(("empty", "new_empty")):
             self._unwritten |= storages
         else:
@@ -129,16 +130,23 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
+@cache
+def _lineage(path: str) -> tuple[str, ...]:
+    """Return a module's path and those of the modules that hold it, which need not run themselves: lists do not."""
+    names = path.split(".")
+    return tuple(".".join(names[: depth + 1]) for depth in range(len(names)))
+
+
 def _tensors(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, bool]]:
     """Yield each tensor among the arguments of a call, and whether the call writes it."""
     arguments = func._schema.arguments if isinstance(func, torch._ops.OpOverload) else []
     written = {argument.name for argument in arguments if argument.is_write}
     names = [argument.name for argument in arguments] or [""] * len(args)
     for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-        yield from ((tensor, name in written) for tensor in _stored(value))
+        yield from ((tensor, name in written) for tensor in stored_tensors(value))
 
 
-def _stored(value: Any) -> list[Tensor]:
+def stored_tensors(value: Any) -> list[Tensor]:
     """Return the tensors in a value, except sparse and nested ones, which have no storage of their own."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and torch._C._has_storage(leaf)]
 
@@ -153,7 +161,8 @@ def _looks_only(func: Any) -> bool:
     return getattr(func, "is_view", False) or name.startswith("new_") or name.endswith("_like")
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_id(tensor: Tensor) -> int:
+    """Return what tells the storage of a tensor from those of other tensors that are alive."""
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -52,8 +52,8 @@ def macs(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
         setup: not read; precision, layout and device do not change the count.
     """
     count = count_macs(model, images[:1])
-    uncounted = _uncounted(count)
-    second, failure = _second_count(model, images[:1])
+    uncounted = describe_uncounted(count)
+    second, failure = second_count(model, images[:1])
     disagreement = 100 * (second / count.total - 1) if count.total else 0.0
     measurements = (
         _measure("gmacs", "G", count.total / 1e9, uncounted, minor=False),
@@ -77,7 +77,7 @@ def _measure(name: str, unit: str, value: float, missing: str = "", minor: bool 
     return Measurement(Metric(name, unit, False, minor=minor), None if missing else value, reason=missing)
 
 
-def _uncounted(count: MacCount) -> str:
+def describe_uncounted(count: MacCount) -> str:
     """Say which operators have no formula; empty where all are known."""
     shares = (f"{name} ({calls} of {count.calls} calls)" for name, calls in sorted(count.uncounted.items()))
     return (
@@ -87,7 +87,7 @@ def _uncounted(count: MacCount) -> str:
     )
 
 
-def _second_count(model: nn.Module, images: Tensor) -> tuple[int, str]:
+def second_count(model: nn.Module, images: Tensor) -> tuple[int, str]:
     """Return fvcore's count, or 0 and why there is none: what can be run cannot always be traced."""
     try:
         return fvcore_macs(model, images), ""

@@ -1,0 +1,86 @@
+"""Figures as SVG, the same bytes for the same numbers, once for light pages and once for dark ones."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from harness.sweep import Curve
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black show on one kind of page only.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+THEMES: Mapping[str, Mapping[str, str]] = {
+    "light": {"page": "#ffffff", "ink": "#1f2328", "grid": "#d0d7de"},
+    "dark": {"page": "#0d1117", "ink": "#e6edf3", "grid": "#30363d"},
+}
+
+
+def draw_curves(curves: Sequence[Curve], theme: str) -> bytes:
+    """Return an SVG of the curves of one metric over the pixels, with their power laws and 95 % intervals.
+
+    Args:
+        theme: `light` or `dark`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_style(THEMES[theme])):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for index, curve in enumerate(curves):
+            _draw(axes, curve, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
+        _label(axes, curves)
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _style(colours: Mapping[str, str]) -> Any:
+    """Colours of a theme, and what makes the bytes repeat: fixed ids, and text as text."""
+    ink, grid, page = colours["ink"], colours["grid"], colours["page"]
+    return {
+        "svg.hashsalt": "backbone-bench", "svg.fonttype": "none", "font.size": 10,
+        "figure.facecolor": page, "axes.facecolor": page, "savefig.facecolor": page, "legend.facecolor": page,
+        "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": ink, "xtick.color": ink, "ytick.color": ink,
+        "grid.color": grid, "legend.edgecolor": grid, "axes.grid": True, "axes.spines.top": False,
+        "axes.spines.right": False,
+    }  # fmt: skip
+
+
+def _draw(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
+    """Draw the points with their intervals, and the law through them."""
+    points = [(point, point.value) for point in curve.points if point.value]
+    if not points:
+        return
+    x, y = [point.pixels for point, _ in points], [value for _, value in points]
+    intervals = [point.interval or (value, value) for point, value in points]
+    errors = (
+        [max(value - low, 0) for value, (low, _) in zip(y, intervals, strict=True)],
+        [max(high - value, 0) for value, (_, high) in zip(y, intervals, strict=True)],
+    )
+    label = curve.model
+    if curve.law is not None:
+        label += f": slope {curve.law.slope:.2f} [{curve.law.low:.2f}, {curve.law.high:.2f}]"
+        axes.plot(x, [curve.law.at(pixels) for pixels in x], color=colour, linewidth=1, linestyle="--")
+    axes.errorbar(x, y, yerr=errors, fmt=marker, color=colour, markersize=5, capsize=3, label=label)
+
+
+def _label(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Set log axes with the sides as ticks, and the legend."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    sides = sorted({point.side for curve in curves for point in curve.points})
+    axes.set_xticks([side**2 for side in sides], [f"{side}²" for side in sides])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("pixels of the image (tokens grow with them)")
+    axes.set_ylabel(f"{curves[0].metric} ({curves[0].unit})")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=True)
