@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from harness.errors import SetupError
@@ -82,9 +82,16 @@ def evaluating(setup: Setup) -> Iterator[None]:
     """
     import torch
 
-    reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(setup.precision)
-    with torch.no_grad(), torch.autocast(setup.device.partition(":")[0], dtype=reduced, enabled=reduced is not None):
+    with torch.no_grad(), autocast(setup):
         yield
+
+
+def autocast(setup: Setup) -> AbstractContextManager[None]:
+    """Return the context in which a model runs in the setup's precision."""
+    import torch
+
+    reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(setup.precision)
+    return torch.autocast(setup.device.partition(":")[0], dtype=reduced, enabled=reduced is not None)
 
 
 def synchronize(device: str) -> None:

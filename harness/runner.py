@@ -72,8 +72,8 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
     import torch
 
     job = request.job
-    if job.threads:
-        torch.set_num_threads(job.threads)
+    # Setting even torch's own choice keeps its libraries from changing it on the way.
+    torch.set_num_threads(job.threads or torch.get_num_threads())
     started, clock = datetime.now(UTC), time.perf_counter()
     setup, evaluation, error = job.setup, Evaluation(()), None
     try:

@@ -37,12 +37,16 @@ class Cost(Task):
         """Measure each cost in turn."""
         images = noise(setup)
         measurements: list[Measurement] = []
+        disturbed: list[str] = []
         details: dict[str, Any] = {"input": f"noise, {tuple(images.shape)}"}
         for cost in track(self.costs, "measure costs"):
             evaluation: Evaluation = cost.build(model, images, setup)
             measurements += evaluation.measurements
             if evaluation.details:
                 details[cost.name] = evaluation.details
+            disturbed += [f"{cost.name}: {reason}" for reason in evaluation.details.get("disturbed", ())]
+        if disturbed:
+            details["disturbed"] = disturbed
         return Evaluation(tuple(measurements), details)
 
 

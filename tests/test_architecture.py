@@ -12,9 +12,9 @@ PACKAGES = ("harness", "tasks", "baselines")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
-    "errors", "registry", "progress", "images", "metric", "record", "environment", "factory", "models", "weights",
-    "features", "preprocessing", "device", "task", "runner", "costs", "executors", "store", "api", "leaderboard",
-    "tables", "doctor", "options", "cli",
+    "errors", "registry", "progress", "images", "metric", "statistics", "record", "environment", "factory", "models",
+    "weights", "features", "preprocessing", "device", "nvml", "observe", "timing", "task", "runner", "costs",
+    "executors", "store", "api", "leaderboard", "tables", "doctor", "options", "cli",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def memory(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     """
     found = []
     for batch in sorted({1, len(images)}):
-        measure = _cuda_peak if setup.device.startswith("cuda") else _resident_peak
+        measure = _cuda_peak if setup.device.startswith("cuda") else resident_peak
         name = f"{'memory' if setup.device.startswith('cuda') else 'resident'}_b{batch}"
         metric = Metric(name, "MiB", higher_is_better=False, decimals=1)
         part = images[:batch]
@@ -56,8 +56,8 @@ def _cuda_peak(forward: Callable[[], None], setup: Setup) -> tuple[float | None,
     return torch.cuda.max_memory_allocated(setup.device) / MIB, ""
 
 
-def _resident_peak(forward: Callable[[], None], setup: Setup) -> tuple[float | None, str]:
-    """The peak of the resident set during a forward pass after a warm-up, above what it was before."""
+def resident_peak(forward: Callable[[], object], setup: Setup) -> tuple[float | None, str]:
+    """Return the MiB of the resident set's peak in a pass after a warm-up, above what it was before; or why not."""
     try:
         CLEAR_REFS.write_text("5")
     except OSError:
