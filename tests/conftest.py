@@ -118,7 +118,7 @@ def shared_data() -> Path:
 
 
 class FakeNvml(ModuleType):
-    """A stand-in for `pynvml` with one GPU, whose state tests set; a quantity of None is one that it does not report."""
+    """A stand-in for `pynvml` with one GPU, whose state tests set; what is None there it does not report."""
 
     NVMLError = type("NVMLError", (Exception,), {})
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0

@@ -77,6 +77,12 @@ def test_a_batch_over_the_time_budget_is_an_empty_cell(monkeypatch: pytest.Monke
     assert found["largest_batch"].reason.startswith("at least 32: a pass would take")
 
 
+def test_one_pass_that_was_held_up_does_not_end_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([9000.0, 20.0, 30.0])
+    monkeypatch.setattr(module, "time_pass", lambda call, device: next(times))
+    assert Trial(nn.Identity(), IMAGES, SETUP).run(4) == pytest.approx(0.02)
+
+
 def test_a_batch_that_runs_out_of_memory_is_never_replaced_by_a_smaller_one() -> None:
     found = cells(Glutton(most=37))
     assert found["throughput_b32"].value
@@ -123,8 +129,11 @@ def test_on_the_cpu_a_batch_that_would_take_half_the_free_memory_is_not_tried(
     assert max(model.seen) == 199
 
 
-@pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 31, 32, 33, 63, 64, 1000, 4097])
-def test_search_finds_the_largest_batch_to_three_per_cent(most: int) -> None:
+@pytest.mark.parametrize(
+    ("most", "low"),
+    [(most, low) for most in (0, 1, 2, 3, 7, 31, 32, 33, 63, 64, 1000, 4097) for low in (0, 1, 32) if low <= most],
+)
+def test_search_finds_the_largest_batch_to_three_per_cent(most: int, low: int) -> None:
     tried: list[int] = []
 
     def run(batch: int) -> None:
@@ -132,23 +141,24 @@ def test_search_finds_the_largest_batch_to_three_per_cent(most: int) -> None:
         if batch > most:
             raise NotRun
 
-    found, bound = search(run, 2**16)
+    found, bound = search(run, low, 2**16)
     assert not bound
     assert found <= most <= found + max(0, found // 32)
     if most < 64:
         assert found == most
     assert max(tried) <= max(1, 2 * most)
+    assert min(tried) > low
     assert len(tried) < 25
 
 
 def test_search_ends_at_its_cap_and_at_the_time_budget() -> None:
-    assert search(lambda batch: None, 64) == (64, "the search ends there")
+    assert search(lambda batch: None, 0, 64) == (64, "the search ends there")
 
     def slow(batch: int) -> None:
         if batch > 10:
             raise OutOfTime("too long")
 
-    assert search(slow, 64) == (8, "too long")
+    assert search(slow, 0, 64) == (8, "too long")
 
 
 @pytest.mark.gpu

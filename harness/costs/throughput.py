@@ -28,6 +28,8 @@ LARGEST_BATCH = 2**16
 PASS_SECONDS = 5.0
 # On the CPU, whose memory is everybody's and where running out of it is no error but the end.
 MEMORY_SHARE = 0.5
+# Passes to time before the next batch is judged by the quickest, since one that was held up says nothing of it.
+TIMED_PASSES = 3
 WINDOWS = 5
 WINDOW_SECONDS = 0.3
 
@@ -52,7 +54,7 @@ def throughput(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     with evaluating(setup), observing(setup.device) as watch:
         found = {batch: _rate(trial, batch, watch.look) for batch in sorted({*BATCHES, len(images)})}
         observation = watch.report()
-        largest = _largest(trial)
+        largest = _largest(trial, max((batch for batch, cell in found.items() if cell.value is not None), default=0))
     measurements = [found.pop(len(images)), *found.values(), largest]
     return Evaluation(tuple(measurements), {"observed": observation.seen, "disturbed": list(observation.disturbed)})
 
@@ -73,7 +75,7 @@ class Trial:
         return partial(self._model, to_device(repeated, self._setup))
 
     def run(self, batch: int) -> float:
-        """Run passes at a batch until one is warm, and return its seconds.
+        """Run some passes at a batch, and return the seconds of the quickest.
 
         Raises:
             OutOfTime: a pass would take longer than the budget.
@@ -107,7 +109,7 @@ class Trial:
                 self._mib = (resident_peak(call, self._setup)[0] or 0.0) / batch
             else:
                 call()
-            self._seconds = time_pass(call, self.device) / 1000 / batch
+            self._seconds = min(time_pass(call, self.device) for _ in range(TIMED_PASSES)) / 1000 / batch
         except torch.OutOfMemoryError:
             return f"out of memory at batch {batch}"
         except RuntimeError as error:  # kernels refuse tensors of more than 2^31 elements so
@@ -115,13 +117,18 @@ class Trial:
         return ""
 
 
-def search(run: Callable[[int], object], cap: int) -> tuple[int, str]:
+def search(run: Callable[[int], object], low: int, cap: int) -> tuple[int, str]:
     """Find the largest batch that runs, by doubling, then by bisection to 3 %.
+
+    Args:
+        run: raises NotRun where a batch does not run.
+        low: a batch that is known to run, or 0.
+        cap: where to end.
 
     Returns:
         The batch, and why it is only a lower bound; an empty reason where larger ones do not fit.
     """
-    low, high = 0, 1
+    high = 2 * low or 1
     while low < cap:
         try:
             run(high)
@@ -143,9 +150,9 @@ def search(run: Callable[[int], object], cap: int) -> tuple[int, str]:
     return low, ""
 
 
-def _largest(trial: Trial) -> Measurement:
+def _largest(trial: Trial, known: int) -> Measurement:
     metric = Metric("largest_batch", "images", higher_is_better=True, decimals=0)
-    batch, bound = search(trial.run, LARGEST_BATCH)
+    batch, bound = search(trial.run, known, LARGEST_BATCH)
     if bound:
         return Measurement(metric, None, reason=f"at least {batch:,}: {bound}")
     return Measurement(metric, batch or None, reason="" if batch else "not even one image fits")
