@@ -149,9 +149,10 @@ def command(job: Job) -> str:
         words += ["--weights", source]
     if setup.weights.allow_partial:
         words.append("--allow-partial")
-    for name in ("batch_size", "precision", "device", "seed", "limit"):
-        if getattr(setup, name) != getattr(default, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(setup, name))]
+    chosen = {name: getattr(setup, name) for name in ("batch_size", "precision", "device", "seed", "limit")}
+    for name, value in {**chosen, "threads": job.threads}.items():
+        if value != getattr(default, name, None):
+            words += [f"--{name.replace('_', '-')}", str(value)]
     for name in ("channels_last", "compile"):
         if getattr(setup, name):
             words.append(f"--{name.replace('_', '-')}")

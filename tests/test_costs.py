@@ -141,6 +141,7 @@ def test_noise_has_the_models_size_and_is_seeded() -> None:
 
 def test_every_registered_cost_is_a_variant_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "LARGEST_BATCH", 64)
+    monkeypatch.setattr(throughput, "WINDOW_SECONDS", 0.02)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 10)).eval()
     for name in COSTS:
         assert build_task(f"cost:{name}").evaluate(model, SETUP).measurements
