@@ -21,10 +21,13 @@ WARM_UP_PASSES = 3
 WARM_UP_SECONDS = 0.2
 WARM_UP_CAP_SECONDS = 2.0
 WARM_UP_SPREAD = 0.10
-# Passing neighbours are waited out by measuring once more.
+# A passing neighbour is waited out by measuring once more, unless that takes longer than it is worth.
 ATTEMPTS = 2
-# Passes that are timed by CUDA events.
-QUEUED_PASSES = 10
+REPEATABLE_SECONDS = 3.0
+# Passes that are timed by CUDA events, and the longest delay that they are queued behind: launches that take longer
+# would not fit into the queue.
+QUEUED_PASSES = 5
+QUEUE_MILLISECONDS = 50
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,13 @@ RULE = Rule()
 
 
 def measure(call: Call, device: str, rule: Rule = RULE) -> Series:
-    """Take samples of a call; once more where they were disturbed."""
+    """Take samples of a call; where they were disturbed, once more if that is quick."""
     warm_up, stable = warm(call, device)
     for attempt in range(1, ATTEMPTS + 1):
         with observing(device) as watch:
             wall, stopped = sample(call, device, rule, watch.look)
             observation = watch.report()
-        if not observation.disturbed or attempt == ATTEMPTS:
+        if not observation.disturbed or attempt == ATTEMPTS or sum(wall) > 1000 * REPEATABLE_SECONDS:
             break
     queued = queued_passes(call, device, float(numpy.median(wall))) if device.startswith("cuda") else []
     return Series(tuple(wall), tuple(queued), warm_up, stable, stopped, observation, attempt)
@@ -151,7 +154,7 @@ def queued_passes(call: Call, device: str, milliseconds: float) -> list[float]:
     import torch
 
     # GPUs run at up to about 2 GHz; a clock that is slower only waits longer.
-    cycles = int(milliseconds * 2e6)
+    cycles = int(min(milliseconds, QUEUE_MILLISECONDS) * 2e6)
     found = []
     for _ in range(QUEUED_PASSES):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -107,11 +107,16 @@ class FakeWatch:
 
 
 @pytest.mark.parametrize(
-    ("reasons", "attempts", "disturbed"),
-    [([()], 1, ()), ([("company",), ()], 2, ()), ([("company",), ("heat",)], 2, ("heat",))],
+    ("milliseconds", "reasons", "attempts", "disturbed"),
+    [
+        (10, [()], 1, ()),
+        (10, [("company",), ()], 2, ()),
+        (10, [("company",), ("heat",)], 2, ("heat",)),
+        (1000, [("company",)], 1, ("company",)),
+    ],
 )
-def test_disturbed_samples_are_taken_once_more(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, reasons: Any, attempts: int, disturbed: Any
+def test_disturbed_samples_are_taken_once_more_where_that_is_quick(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, milliseconds: float, reasons: Any, attempts: int, disturbed: Any
 ) -> None:
     watch = FakeWatch(list(reasons))
 
@@ -120,9 +125,9 @@ def test_disturbed_samples_are_taken_once_more(
         yield watch
 
     monkeypatch.setattr(timing, "observing", observing)
-    series = measure(clock.takes(10), "cpu")
+    series = measure(clock.takes(milliseconds), "cpu")
     assert (series.attempts, series.observation.disturbed) == (attempts, disturbed)
-    assert series.median == 10
+    assert series.median == milliseconds
     assert series.busy_share is None
     assert not watch.reasons
 
@@ -152,6 +157,9 @@ def test_queued_passes_hide_the_launches_behind_a_delay(monkeypatch: pytest.Monk
     found = queued_passes(lambda: log.append("call"), "cuda:1", 3.0)
     assert found == [1.5] * timing.QUEUED_PASSES
     assert log[:6] == ["cuda:1", 6_000_000, "record", "call", "record", "synchronize"]
+    queued_passes(lambda: None, "cuda", 10_000.0)
+    assert log[-5] == "cuda"
+    assert log[-4] == 1e6 * 2 * timing.QUEUE_MILLISECONDS
 
 
 def test_busy_share_is_device_over_wall() -> None:
