@@ -74,6 +74,15 @@ def to_device(images: Tensor, setup: Setup) -> Tensor:
     return images.to(setup.device, non_blocking=True, memory_format=layout)
 
 
+def noise(setup: Setup) -> Tensor:
+    """Return seeded images (batch, 3, H, W) on the setup's device."""
+    import torch
+
+    height, width = setup.preprocessing.image_size or (224, 224)
+    generator = torch.Generator().manual_seed(setup.seed)
+    return to_device(torch.randn(setup.batch_size, 3, height, width, generator=generator), setup)
+
+
 @contextmanager
 def evaluating(setup: Setup) -> Iterator[None]:
     """Run a model without gradients, in the setup's precision.

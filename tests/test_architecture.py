@@ -14,7 +14,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "statistics", "record", "environment", "factory", "models",
     "weights", "features", "preprocessing", "device", "nvml", "observe", "timing", "task", "runner", "costs",
-    "executors", "store", "api", "leaderboard", "tables", "doctor", "options", "cli",
+    "executors", "race", "store", "api", "leaderboard", "tables", "doctor", "options", "cli",
 )  # fmt: skip
 
 

@@ -14,12 +14,13 @@ from harness.costs import throughput
 from harness.costs.latency import evaluation, latency, training_latency
 from harness.costs.memory import CLEAR_REFS, memory
 from harness.costs.parameters import parameters
+from harness.device import noise
 from harness.observe import Observation
 from harness.record import Preprocessing, Setup
 from harness.registry import COSTS
 from harness.task import build_task
 from harness.timing import Series
-from tasks.cost import Cost, noise
+from tasks.cost import Cost
 
 SETUP = Setup(preprocessing=Preprocessing(image_size=(32, 32)), batch_size=4)
 IMAGES = torch.zeros(4, 3, 32, 32)
@@ -100,16 +101,16 @@ def test_a_disturbed_cost_disturbs_the_record(monkeypatch: pytest.MonkeyPatch) -
 
 
 class Normalised(nn.Module):
-    """Has statistics that training changes, a part that never gets a gradient, and a nested output."""
+    """Has statistics that training changes, and a nested output of which a part lies elsewhere and has no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.frozen = nn.BatchNorm2d(3), nn.Dropout()
+        self.norm = nn.BatchNorm2d(3)
         self.modes: set[bool] = set()
 
     def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
         self.modes.add(self.training)
-        return {"maps": [self.norm(images), images.detach()]}
+        return {"maps": [self.norm(images), images.detach().to("meta")]}
 
 
 def test_training_latency_runs_the_backward_pass_and_leaves_the_model_as_it_was() -> None:

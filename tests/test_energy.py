@@ -36,7 +36,7 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_packages_are_added_and_their_parts_are_not(powercap: Path) -> None:
     first = write(powercap, "intel-rapl:0", "package-0", 5_000_000)
     second = write(powercap, "intel-rapl:1", "package-1", 7_000_000)
-    part = write(powercap, "intel-rapl:0:0", "core", 0)
+    part = write(powercap, "intel-rapl:0:0", "package-0-dram", 0)
     platform = write(powercap, "intel-rapl:2", "psys", 0)
     rapl = Rapl(powercap)
     assert rapl.read() == 0
