@@ -16,10 +16,11 @@ from harness.statistics import median_error
 
 Call = Callable[[], object]
 
-# Warm-up: at least three passes and 0.2 s, until the last three are within a tenth of each other; 2 s at most.
+# Warm-up: after the first pass, which may compile, at least two more and 0.2 s, until the last three are within a tenth
+# of each other; 1 s at most.
 WARM_UP_PASSES = 3
 WARM_UP_SECONDS = 0.2
-WARM_UP_CAP_SECONDS = 2.0
+WARM_UP_CAP_SECONDS = 1.0
 WARM_UP_SPREAD = 0.10
 # A passing neighbour is waited out by measuring once more, unless that takes longer than it is worth.
 ATTEMPTS = 2
@@ -108,7 +109,7 @@ def time_pass(call: Call, device: str) -> float:
 
 def warm(call: Call, device: str) -> tuple[int, bool]:
     """Run a call until its times have settled; return how often, and whether they have."""
-    times: list[float] = []
+    times = [time_pass(call, device)]
     begin = time.perf_counter()
     while True:
         times.append(time_pass(call, device))

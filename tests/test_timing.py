@@ -59,14 +59,18 @@ def test_warm_up_ends_when_times_have_settled(clock: Clock) -> None:
 
 def test_warm_up_lasts_three_passes_and_a_fifth_of_a_second(clock: Clock) -> None:
     assert warm(clock.takes(500), "cpu") == (3, True)
-    assert warm(clock.takes(2), "cpu") == (100, True)
+    assert warm(clock.takes(2), "cpu") == (101, True)
 
 
 def test_warm_up_that_never_settles_ends_and_says_so(clock: Clock) -> None:
     passes, stable = warm(clock.takes(*([100, 200] * 100)), "cpu")
     assert not stable
-    assert 2.0 < clock.now < 2.3
-    assert passes == 14
+    assert 1.1 < clock.now < 1.4
+    assert passes in (8, 9)
+
+
+def test_a_first_pass_that_compiles_is_no_part_of_the_warm_ups_time(clock: Clock) -> None:
+    assert warm(clock.takes(30_000, 300, 100), "cpu") == (5, True)
 
 
 def test_sampling_stops_when_the_median_is_known(clock: Clock) -> None:
@@ -171,7 +175,7 @@ def test_interleaved_rounds_hold_every_call_in_changing_order(clock: Clock) -> N
     log: list[str] = []
     a, b = ((lambda letter=letter: (log.append(letter), clock.takes(100)())) for letter in "ab")
     found = interleave([a, b], "cpu", rounds=20, passes=3)
-    turns = ["".join(log[6:][start : start + 8]) for start in range(0, 160, 8)]
+    turns = ["".join(log[-160:][start : start + 8]) for start in range(0, 160, 8)]
     assert set(turns) == {"aaaabbbb", "bbbbaaaa"}
     assert [[len(one) for one in rounds] for rounds in found] == [[3] * 20] * 2
 
