@@ -198,10 +198,11 @@ def summary(record: Record) -> str:
         return f"{record.model} on {record.task}: failed. {record.error}"
     values = [
         f"{m.metric.name} {m.value:.{m.metric.decimals}f} {m.metric.unit}".rstrip()
-        for m in record.measurements[:4]
+        for m in [m for m in record.measurements if not m.metric.minor][:4]
         if m.value is not None
     ]
-    return f"{record.model} on {record.task}: {', '.join(values)} ({record.seconds:.1f} s)"
+    disturbed = "; disturbed, does not rank" if record.details.get("disturbed") else ""
+    return f"{record.model} on {record.task}: {', '.join(values)} ({record.seconds:.1f} s{disturbed})"
 
 
 def _check_names(jobs: Sequence[Job]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: run, cost, sweep, list, board, data, schema, doctor.
+"""The command line: run, cost, race, sweep, list, board, data, schema, doctor.
 
 Exit codes: 0 all went well; 1 some (model, task) pairs failed, and their records hold the error; 2 a mistake in what
 was asked, and nothing ran; 130 interrupted, and the same command goes on.
@@ -83,6 +83,41 @@ def run(
         out.flush()
     if records.failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(cls=ListCommand)
+def race(
+    model: options.Model,
+    weights: options.Weights = "random",
+    batch_size: options.BatchSize = 32,
+    precision: options.Precision = "fp32",
+    channels_last: options.ChannelsLast = False,
+    compile: options.Compile = False,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    image_size: options.ImageSize = None,
+    threads: options.Threads = None,
+    rounds: Annotated[int, typer.Option(help="Turns of each model; at least 15.", min=15)] = 40,
+    quiet: options.Quiet = False,
+) -> None:
+    """Time models in turns in one process, so that drift hits all alike, and say which differ; writes no record."""
+    chosen = dict(locals())
+    for name in ("model", "rounds", "threads", "quiet"):
+        del chosen[name]
+    set_quiet(quiet)
+
+    from harness.api import build_setup
+    from harness.progress import waiting
+    from harness.race import race as take_turns
+    from harness.runner import Job
+    from harness.tables import race_to_markdown
+
+    setup, file = build_setup(**chosen | {"image_size": parse_size(image_size)})
+    with waiting("models take turns"):
+        found = take_turns(
+            [Job(model=name, task="cost", setup=setup, weights_file=file, threads=threads) for name in model], rounds
+        )
+    print(race_to_markdown(*found))
 
 
 @app.command("list")

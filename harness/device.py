@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from harness.errors import SetupError
@@ -74,6 +74,15 @@ def to_device(images: Tensor, setup: Setup) -> Tensor:
     return images.to(setup.device, non_blocking=True, memory_format=layout)
 
 
+def noise(setup: Setup) -> Tensor:
+    """Return seeded images (batch, 3, H, W) on the setup's device."""
+    import torch
+
+    height, width = setup.preprocessing.image_size or (224, 224)
+    generator = torch.Generator().manual_seed(setup.seed)
+    return to_device(torch.randn(setup.batch_size, 3, height, width, generator=generator), setup)
+
+
 @contextmanager
 def evaluating(setup: Setup) -> Iterator[None]:
     """Run a model without gradients, in the setup's precision.
@@ -82,9 +91,16 @@ def evaluating(setup: Setup) -> Iterator[None]:
     """
     import torch
 
-    reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(setup.precision)
-    with torch.no_grad(), torch.autocast(setup.device.partition(":")[0], dtype=reduced, enabled=reduced is not None):
+    with torch.no_grad(), autocast(setup):
         yield
+
+
+def autocast(setup: Setup) -> AbstractContextManager[None]:
+    """Return the context in which a model runs in the setup's precision."""
+    import torch
+
+    reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(setup.precision)
+    return torch.autocast(setup.device.partition(":")[0], dtype=reduced, enabled=reduced is not None)
 
 
 def synchronize(device: str) -> None:

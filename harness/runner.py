@@ -83,8 +83,8 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
     import torch
 
     job = request.job
-    if job.threads:
-        torch.set_num_threads(job.threads)
+    # Setting even torch's own choice keeps its libraries from changing it on the way.
+    torch.set_num_threads(job.threads or torch.get_num_threads())
     started, clock = datetime.now(UTC), time.perf_counter()
     setup, evaluation, error = job.setup, Evaluation(()), None
     try:
@@ -167,9 +167,10 @@ def command(job: Job) -> str:
         words += ["--weights", source]
     if setup.weights.allow_partial:
         words.append("--allow-partial")
-    for name in ("batch_size", "precision", "device", "seed", "limit"):
-        if getattr(setup, name) != getattr(default, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(setup, name))]
+    chosen = {name: getattr(setup, name) for name in ("batch_size", "precision", "device", "seed", "limit")}
+    for name, value in {**chosen, "threads": job.threads}.items():
+        if value != getattr(default, name, None):
+            words += [f"--{name.replace('_', '-')}", str(value)]
     for name in ("channels_last", "compile"):
         if getattr(setup, name):
             words.append(f"--{name.replace('_', '-')}")

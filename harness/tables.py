@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from harness.leaderboard import Board, LeftOut, Row, differences
 from harness.metric import Metric
+from harness.observe import Observation
+from harness.race import Standing
 from harness.record import Record
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -40,6 +42,24 @@ def board_to_markdown(board: Board) -> str:
     table = tabulate(body, head, tablefmt="pipe", colalign=align, disable_numparse=True)
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
     return f"{escape(shared)}\n\n{table}"
+
+
+def race_to_markdown(standings: Sequence[Standing], observation: Observation) -> str:
+    """Return the table of a race: times, and how much slower than the first each model is, if it is."""
+    from tabulate import tabulate
+
+    head = ["model", "median (ms)", "slower than the first by", "95 % interval", "p"]
+    body = [[escape(one.model), f"{one.milliseconds:.3f}", *_behind(one)] for one in standings]
+    table = tabulate(body, head, tablefmt="pipe", colalign=("left", *["right"] * 4), disable_numparse=True)
+    return "\n\n".join((table, *(f"Disturbed: {escape(reason)}." for reason in observation.disturbed)))
+
+
+def _behind(standing: Standing) -> tuple[str, str, str]:
+    """Difference, interval and p; a dash where the models do not differ."""
+    if (found := standing.behind) is None:
+        return "", "", ""
+    by, low, high = (f"{100 * (ratio - 1):+.1f} %" for ratio in (found.ratio, found.low, found.high))
+    return by if found.differs else "–", f"{low} to {high}", f"{found.p:.1g}"
 
 
 def to_csv(boards: Sequence[Board]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from harness.device import noise
 from harness.metric import Evaluation, Measurement
 from harness.progress import track
 from harness.record import Setup
@@ -11,7 +12,7 @@ from harness.registry import COSTS, TASKS, Entry
 from harness.task import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 # What every model's row has; `cost:NAME` measures any one registered cost.
@@ -37,21 +38,14 @@ class Cost(Task):
         """Measure each cost in turn."""
         images = noise(setup)
         measurements: list[Measurement] = []
+        disturbed: list[str] = []
         details: dict[str, Any] = {"input": f"noise, {tuple(images.shape)}"}
         for cost in track(self.costs, "measure costs"):
             evaluation: Evaluation = cost.build(model, images, setup)
             measurements += evaluation.measurements
             if evaluation.details:
                 details[cost.name] = evaluation.details
+            disturbed += [f"{cost.name}: {reason}" for reason in evaluation.details.get("disturbed", ())]
+        if disturbed:
+            details["disturbed"] = disturbed
         return Evaluation(tuple(measurements), details)
-
-
-def noise(setup: Setup) -> Tensor:
-    """Return seeded images (batch, 3, H, W) on the setup's device."""
-    import torch
-
-    from harness.device import to_device
-
-    height, width = setup.preprocessing.image_size or (224, 224)
-    generator = torch.Generator().manual_seed(setup.seed)
-    return to_device(torch.randn(setup.batch_size, 3, height, width, generator=generator), setup)

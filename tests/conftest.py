@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -121,3 +124,65 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip("the shared small real data is not beside this checkout")
     return root
+
+
+class FakeNvml(ModuleType):
+    """A stand-in for `pynvml` with one GPU, whose state tests set; what is None there it does not report."""
+
+    NVMLError = type("NVMLError", (Exception,), {})
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+    READINGS: ClassVar = {
+        "nvmlDeviceGetClockInfo": "clock",
+        "nvmlDeviceGetTemperature": "temperature",
+        "nvmlDeviceGetPowerUsage": "power",
+        "nvmlDeviceGetPowerManagementLimit": "limit",
+        "nvmlDeviceGetPowerManagementDefaultLimit": "default",
+        "nvmlDeviceGetTotalEnergyConsumption": "energy",
+        "nvmlDeviceGetCurrentClocksThrottleReasons": "throttling",
+        "nvmlDeviceGetComputeRunningProcesses": "processes",
+    }
+
+    def __init__(self) -> None:
+        super().__init__("pynvml")
+        self.opened = 0
+        self.asked: list[str] = []
+        self.state: dict[str, Any] = {
+            "clock": 1980, "temperature": 45, "power": 350_000, "limit": 700_000, "default": 700_000, "energy": 1000,
+            "throttling": 0, "pids": (), "driver": True,
+        }  # fmt: skip
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.READINGS:
+            raise AttributeError(name)
+        return lambda *_: self.read(self.READINGS[name])
+
+    def read(self, quantity: str) -> Any:
+        value = self.state["pids" if quantity == "processes" else quantity]
+        if value is None:
+            raise self.NVMLError("Not Supported")
+        if quantity == "processes":
+            return [SimpleNamespace(pid=pid) for pid in value]
+        return value() if callable(value) else value
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if not self.state["driver"]:
+            raise self.NVMLError("Driver Not Loaded")
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.opened -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        self.asked.append(uuid)
+        if uuid != "GPU-1234":
+            raise self.NVMLError("Not Found")
+        return "handle"
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """Return a stand-in for `pynvml`, and give torch its GPU."""
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    return fake

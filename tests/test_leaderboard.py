@@ -118,6 +118,20 @@ def test_what_does_not_rank_is_left_out_with_its_reason(fields: dict[str, Any], 
     assert reason in to_markdown(boards, left_out)
 
 
+def test_a_disturbed_record_does_not_rank_and_shows_what_was_measured() -> None:
+    disturbed = cost("a", 7.0, details={"disturbed": ["latency: b1: heat", "latency: b8: company"]})
+    boards, left_out = make_boards([disturbed, cost("b", 9.0)])
+    assert [row.record.model for row in boards[0].rows] == ["b"]
+    assert left_out[0].reason == (
+        "disturbed: latency: b1: heat; latency: b8: company. Measured latency_b1 7.00 ms; --rerun measures again"
+    )
+
+
+def test_parameters_of_a_disturbed_record_stand_beside_accuracy_all_the_same() -> None:
+    boards, _ = make_boards([make("a", 70.0), cost("a", 3.0, details={"disturbed": ["latency: b1: heat"]})])
+    assert boards[0].rows[0].values["parameters"] == 5.0
+
+
 def test_an_uncounted_headline_does_not_rank() -> None:
     assert why_unranked(make("a", None)) == "an operator is not counted"
 

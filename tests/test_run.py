@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 
 from harness import run
 from harness.errors import BenchError, DataError, DuplicateName, SetupError, UnknownName
@@ -300,6 +301,17 @@ def test_a_callable_is_a_model(make_imagenet: Make, tmp_path: Path) -> None:
     (record,) = run(squeezenet1_1, "cost", results=tmp_path, batch_size=2, image_size=64)
     assert record.model == "torchvision.models.squeezenet:squeezenet1_1"
     assert record.error is None, record.error
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_threads_are_pinned_and_recorded(
+    nets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None
+) -> None:
+    pinned: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", pinned.append)
+    (record,) = run(f"{nets}:tiny", "cost:parameters", results=tmp_path, threads=threads, executor="inline")
+    assert pinned == [record.environment.threads] == [torch.get_num_threads()]
+    assert ("--threads 1" in record.command) == (threads == 1)
 
 
 def test_a_lambda_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -1,57 +1,126 @@
-"""How long a forward pass takes, at batch 1 and at the setup's batch."""
+"""How long a pass takes: forward, at batch 1 and at the setup's batch, and forward with backward."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from harness.device import evaluating, synchronize
+from harness.device import autocast, evaluating
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
+from harness.statistics import Difference, compare_rounds, median_interval
+from harness.timing import Call, Series, describe, interleave, measure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WARM_UP_RUNS = 3
-SAMPLES = 15
-SECONDS = 2.0
-MAX_SAMPLES = 300
+# Below this share of the wall clock the GPU mostly waits for the processor to launch its work.
+LAUNCH_BOUND = 0.8
+# A quantile is quoted where at least one sample is expected beyond it.
+QUANTILES = {"p90": (0.90, 10), "p99": (0.99, 100)}
 
 
 @COSTS.register("latency")
 def latency(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
-    """Return the median and the 95th percentile of the wall-clock time of a forward pass.
+    """Return the median wall-clock time of a forward pass, with its quantiles and the interval of the median.
 
-    Each sample is one forward pass, from the call to the device's synchronisation, after a warm-up; at least
-    15 samples, and more until two seconds have passed. Samples are kept in the record, in ms.
+    Each sample is one pass, from the call to the device's synchronisation. Samples are kept in the record, in ms.
     """
-    found: list[Measurement] = []
-    for batch in sorted({1, len(images)}):
-        samples = time_forward(model, images[:batch], setup)
-        median = float(numpy.median(samples))
-        found += [
-            Measurement(Metric(f"latency_b{batch}", "ms", higher_is_better=False), median, tuple(samples)),
-            Measurement(
-                Metric(f"latency_p95_b{batch}", "ms", higher_is_better=False), float(numpy.quantile(samples, 0.95))
-            ),
-        ]
-    return Evaluation(tuple(found))
-
-
-def time_forward(model: nn.Module, images: Tensor, setup: Setup) -> list[float]:
-    """Return the milliseconds of single forward passes."""
-    samples: list[float] = []
     with evaluating(setup):
-        for _ in range(WARM_UP_RUNS):
-            model(images)
-        synchronize(setup.device)
-        begin = time.perf_counter()
-        while len(samples) < SAMPLES or (time.perf_counter() - begin < SECONDS and len(samples) < MAX_SAMPLES):
-            start = time.perf_counter()
-            model(images)
-            synchronize(setup.device)
-            samples.append(1e3 * (time.perf_counter() - start))
-    return samples
+        series = {batch: measure(partial(model, images[:batch]), setup.device) for batch in sorted({1, len(images)})}
+    return evaluation("latency", series, setup)
+
+
+@COSTS.register("training_latency")
+def training_latency(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
+    """Return the same of a forward pass in training mode with the backward pass to every parameter.
+
+    The loss is the sum of the outputs; there is no optimizer step. At the setup's batch only.
+    """
+    with training(model):
+        series = {len(images): measure(partial(train_pass, model, images, setup), setup.device)}
+    return evaluation("training_latency", series, setup)
+
+
+def compare_latency(
+    first: nn.Module, second: nn.Module, images: Tensor, setup: Setup, rounds: int = 40, passes: int = 3
+) -> Difference:
+    """Compare the forward passes of two models that take turns in this process.
+
+    Args:
+        first: placed on its device, as `second` is.
+        second: its time is the numerator of the result's ratio.
+        images: (B, 3, H, W), of both models.
+        setup: precision, device, and the seed of the order of turns.
+        rounds: turns of each model; at least 15, or no difference can be found.
+        passes: that count in each turn.
+    """
+    with evaluating(setup):
+        calls: list[Call] = [partial(model, images) for model in (first, second)]
+        timed = interleave(calls, setup.device, rounds, passes, setup.seed)
+    return compare_rounds(timed[0], timed[1], setup.seed)
+
+
+def train_pass(model: nn.Module, images: Tensor, setup: Setup) -> None:
+    """Run a forward and a backward pass."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    with torch.enable_grad():
+        with autocast(setup):
+            outputs = model(images)
+        losses = [leaf.sum() for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    model.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """Put a model into training mode, and leave neither that mode nor its running statistics behind."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def evaluation(name: str, series: dict[int, Series], setup: Setup) -> Evaluation:
+    """Return the measurements and details of some series by their batch."""
+    measurements = [found for batch, one in series.items() for found in _measurements(name, batch, one, setup.seed)]
+    details: dict[str, Any] = {f"b{batch}": describe(one) for batch, one in series.items()}
+    details["disturbed"] = [f"b{batch}: {why}" for batch, one in series.items() for why in one.observation.disturbed]
+    bound = [batch for batch, one in series.items() if one.busy_share is not None and one.busy_share < LAUNCH_BOUND]
+    details["launch_bound"] = bound
+    return Evaluation(tuple(measurements), details)
+
+
+def _measurements(name: str, batch: int, series: Series, seed: int) -> Iterator[Measurement]:
+    """Yield the median with its samples, and what the tables leave out."""
+    yield Measurement(Metric(f"{name}_b{batch}", "ms", higher_is_better=False), series.median, series.wall)
+    for end, value in zip(("low", "high"), median_interval(series.wall, seed), strict=True):
+        yield Measurement(_minor(f"{name}_{end}_b{batch}"), value)
+    for quantile in QUANTILES:
+        yield _quantile(_minor(f"{name}_{quantile}_b{batch}"), series.wall, *QUANTILES[quantile])
+    if series.busy_share is not None:
+        share = Metric(f"{name}_gpu_busy_b{batch}", "%", higher_is_better=True, decimals=1, minor=True)
+        yield Measurement(share, 100 * series.busy_share)
+
+
+def _minor(name: str) -> Metric:
+    return Metric(name, "ms", higher_is_better=False, minor=True)
+
+
+def _quantile(metric: Metric, samples: Sequence[float], share: float, least: int) -> Measurement:
+    if len(samples) < least:
+        return Measurement(metric, None, reason=f"needs {least} samples; time was up after {len(samples)}")
+    return Measurement(metric, float(numpy.quantile(samples, share)))

@@ -1,0 +1,134 @@
+"""What timings can and cannot tell: intervals of a median, and whether two models differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+RESAMPLES = 1000
+# One false difference in a thousand comparisons; and what is below two per cent is nothing to report.
+LEVEL = 0.001
+LEAST_EFFECT = 0.02
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much slower a second series is than a first.
+
+    Args:
+        ratio: second over first.
+        low: lower end of the 95 % interval of the ratio.
+        high: upper end.
+        p: of the hypothesis that there is no difference, two-sided.
+        level: p must be below it.
+        least_effect: and the ratio this far from 1, in either direction.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+    level: float = LEVEL
+    least_effect: float = LEAST_EFFECT
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference is both beyond chance and large enough to matter."""
+        return self.p < self.level and abs(math.log(self.ratio)) > math.log1p(self.least_effect)
+
+
+def median_interval(samples: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the median of samples in the order in which they were taken.
+
+    Neighbours in time are alike, so whole blocks of about the square root of their number are drawn (the circular block
+    bootstrap of Politis and Romano, 1992); drawing single samples would give too narrow an interval.
+    """
+    values = numpy.asarray(samples, dtype=float)
+    count = len(values)
+    block = max(1, round(math.sqrt(count)))
+    starts = numpy.random.default_rng(seed).integers(count, size=(RESAMPLES, -(-count // block), 1))
+    drawn = values[(starts + numpy.arange(block)) % count].reshape(RESAMPLES, -1)[:, :count]
+    low, high = numpy.quantile(numpy.median(drawn, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def median_error(samples: Sequence[float]) -> float:
+    """Return half the width of the 95 % order-statistic interval of the median, relative to the median.
+
+    Quick enough to be asked while samples are taken; it knows nothing of their order.
+    """
+    ordered = sorted(samples)
+    middle, reach = (len(ordered) - 1) / 2, 0.98 * math.sqrt(len(ordered))
+    low, high = math.floor(middle - reach), math.ceil(middle + reach)
+    if low < 0:
+        return math.inf
+    return (ordered[high] - ordered[low]) / 2 / ordered[math.floor(middle)]
+
+
+def rank_test(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the two-sided p of the Mann-Whitney U test: normal approximation, corrected for ties and continuity."""
+    m, n = len(first), len(second)
+    ranks, ties = _ranks([*first, *second])
+    distance = abs(float(ranks[:m].sum()) - m * (m + n + 1) / 2)
+    variance = m * n / 12 * (m + n + 1 - ties / ((m + n) * (m + n - 1)))
+    return _two_sided(distance, variance)
+
+
+def signed_rank_test(differences: Sequence[float]) -> float:
+    """Return the two-sided p of the Wilcoxon signed-rank test: zeros dropped, approximated and corrected likewise."""
+    values = numpy.asarray([value for value in differences if value])
+    n = len(values)
+    ranks, ties = _ranks(numpy.abs(values))
+    distance = abs(float(ranks[values > 0].sum()) - n * (n + 1) / 4)
+    return _two_sided(distance, n * (n + 1) * (2 * n + 1) / 24 - ties / 48)
+
+
+def _ranks(values: Any) -> tuple[Any, float]:
+    """Ranks from 1, equal values sharing their mean rank; and the sum of t^3 - t over groups of t equal values."""
+    _, inverse, counts = numpy.unique(values, return_inverse=True, return_counts=True)
+    last = numpy.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse], float((counts.astype(float) ** 3 - counts).sum())
+
+
+def _two_sided(distance: float, variance: float) -> float:
+    """The p of a statistic's distance from its mean, which moves in steps of one."""
+    if variance <= 0:
+        return 1.0
+    return min(1.0, math.erfc(max(0.0, distance - 0.5) / math.sqrt(2 * variance)))
+
+
+def compare_rounds(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Difference:
+    """Compare two models that took turns, round by round.
+
+    Samples within a round are alike, so a round counts once, by its median; drift hits both models of a round alike, so
+    rounds are compared in pairs. Fewer than 15 rounds cannot reach the level.
+
+    Args:
+        first: the samples of each round of one model.
+        second: of the other, in the same rounds.
+    """
+    logs = [math.log(float(numpy.median(b)) / float(numpy.median(a))) for a, b in zip(first, second, strict=True)]
+    low, high = median_interval(logs, seed)
+    return Difference(math.exp(float(numpy.median(logs))), math.exp(low), math.exp(high), signed_rank_test(logs))
+
+
+def compare_runs(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Difference:
+    """Compare two models that ran apart, each several times in processes of its own.
+
+    What changes from process to process (where memory lies, how warm the machine is) is not in the samples of one run,
+    so a run counts once, by its median.
+
+    Args:
+        first: the samples of each run of one model.
+        second: of the other; the runs of the two are not paired.
+    """
+    a, b = ([float(numpy.median(run)) for run in runs] for runs in (first, second))
+    generator = numpy.random.default_rng(seed)
+    drawn = [numpy.median(generator.choice(side, size=(RESAMPLES, len(side))), axis=1) for side in (a, b)]
+    low, high = numpy.quantile(drawn[1] / drawn[0], [0.025, 0.975])
+    ratio = float(numpy.median(b) / numpy.median(a))
+    return Difference(ratio, float(low), float(high), rank_test(a, b))

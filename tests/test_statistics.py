@@ -1,0 +1,124 @@
+"""Intervals and tests against scipy, and against series whose truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy
+import pytest
+from scipy import stats
+
+from harness.statistics import (
+    compare_rounds,
+    compare_runs,
+    median_error,
+    median_interval,
+    rank_test,
+    signed_rank_test,
+)
+
+Rounds = list[list[float]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("decimals", [8, 1])  # the second makes ties
+def test_rank_tests_agree_with_scipy(seed: int, decimals: int) -> None:
+    generator = numpy.random.default_rng(seed)
+    first = generator.normal(10, 1, 20).round(decimals)
+    second = generator.normal(10.5, 1, 25).round(decimals)
+    expected = stats.mannwhitneyu(first, second, method="asymptotic").pvalue
+    assert rank_test(first.tolist(), second.tolist()) == pytest.approx(expected, rel=1e-9)
+    differences = (second[:20] - first).round(decimals)
+    expected = stats.wilcoxon(differences, method="asymptotic", correction=True).pvalue
+    assert signed_rank_test(differences.tolist()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_equal_series_do_not_differ() -> None:
+    assert rank_test([1.0, 1.0], [1.0, 1.0]) == 1
+    assert signed_rank_test([0.0, 0.0]) == 1
+    assert not compare_rounds([[2.0]] * 20, [[2.0]] * 20).differs
+
+
+def correlated(generator: numpy.random.Generator, count: int, memory: float = 0.9) -> list[float]:
+    """Return a series in which each value remembers the one before; its median is 10."""
+    values, state = [], generator.normal() / (1 - memory**2) ** 0.5
+    for _ in range(count):
+        state = memory * state + generator.normal()
+        values.append(10 + 0.1 * state)
+    return values
+
+
+def covered(make: Callable[[numpy.random.Generator], list[float]], trials: int = 200) -> float:
+    generator = numpy.random.default_rng(0)
+    intervals = [median_interval(make(generator)) for _ in range(trials)]
+    return sum(low <= 10 <= high for low, high in intervals) / trials
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
+    assert covered(lambda generator: generator.normal(10, 1, 60).tolist()) > 0.88
+
+
+def test_the_interval_covers_the_median_of_a_series_with_memory() -> None:
+    # Drawing single samples covers it in 42 % of cases.
+    assert covered(lambda generator: correlated(generator, 400)) > 0.8
+
+
+def test_the_interval_is_seeded() -> None:
+    samples = numpy.random.default_rng(1).normal(10, 1, 50).tolist()
+    assert median_interval(samples, seed=3) == median_interval(samples, seed=3)
+
+
+def test_the_quick_error_of_a_median() -> None:
+    assert median_error([5.0] * 15) == 0
+    assert median_error([1.0, 2.0, 3.0]) == float("inf")
+    samples = numpy.random.default_rng(2).normal(100, 1, 400).tolist()
+    assert median_error(samples) == pytest.approx(1.253 * 1.96 / 20 / 100, rel=0.5)
+
+
+def rounds(generator: numpy.random.Generator, drift: numpy.ndarray, slower: float = 1.0) -> Rounds:
+    """Return the samples of rounds that drift, with noise of 2 % and now and then a sample of twice the time."""
+    noise = generator.normal(1, 0.02, (len(drift), 3)) * numpy.where(generator.random((len(drift), 3)) < 0.05, 2, 1)
+    return (slower * drift[:, None] * noise).tolist()  # type: ignore[no-any-return]
+
+
+def test_a_model_does_not_differ_from_itself_and_five_per_cent_are_found() -> None:
+    generator = numpy.random.default_rng(4)
+    false = found = 0
+    for _ in range(500):
+        drift = 10 * (1 + 0.3 * generator.random() * numpy.linspace(0, 1, 40))
+        false += compare_rounds(rounds(generator, drift), rounds(generator, drift)).differs
+        found += compare_rounds(rounds(generator, drift), rounds(generator, drift, 1.05)).differs
+    assert false == 0
+    assert found >= 495
+
+
+def test_a_difference_below_the_least_effect_is_none() -> None:
+    difference = compare_rounds([[100.0 + i] for i in range(40)], [[101.0 + 1.01 * i] for i in range(40)])
+    assert difference.p < difference.level
+    assert not difference.differs
+    assert compare_rounds([[100.0 + i] for i in range(40)], [[105.0 + 1.05 * i] for i in range(40)]).differs
+
+
+def test_a_gain_is_a_difference_too() -> None:
+    difference = compare_rounds([[100.0 + i] for i in range(40)], [[95.0 + 0.95 * i] for i in range(40)])
+    assert difference.differs
+    assert difference.ratio == pytest.approx(0.95)
+    assert difference.low <= difference.ratio <= difference.high
+
+
+def test_fewer_than_fifteen_rounds_find_nothing() -> None:
+    first, second = [[1.0]] * 15, [[2.0 + i / 100] for i in range(15)]
+    assert compare_rounds(first, second).differs
+    assert not compare_rounds(first[:14], second[:14]).differs
+
+
+def test_runs_are_compared_by_their_medians_alone() -> None:
+    generator = numpy.random.default_rng(5)
+
+    def run(slower: float = 1.0) -> list[float]:
+        return (slower * generator.normal(10, 0.1) * generator.normal(1, 0.01, 300)).tolist()  # type: ignore[no-any-return]
+
+    assert not any(compare_runs([run() for _ in range(10)], [run() for _ in range(10)]).differs for _ in range(50))
+    difference = compare_runs([run() for _ in range(10)], [run(1.05) for _ in range(10)])
+    assert difference.differs
+    assert difference.low < 1.05 < difference.high
