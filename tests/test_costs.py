@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from harness.costs import latency as costs
 from harness.costs import throughput
 from harness.costs.latency import evaluation, latency, training_latency
-from harness.costs.memory import CLEAR_REFS, memory
 from harness.costs.parameters import parameters
 from harness.device import noise
 from harness.observe import Observation
@@ -32,13 +31,6 @@ class Sleeper(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         time.sleep(0.005 * len(images))
         return images
-
-
-class Hoarder(nn.Module):
-    """Holds 32 MiB an image while it runs."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.ones(len(images), 8 * 2**20).sum(dim=1)
 
 
 def test_parameters_counts_shared_ones_once_and_buffers_never() -> None:
@@ -125,13 +117,6 @@ def test_training_latency_runs_the_backward_pass_and_leaves_the_model_as_it_was(
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.norm.weight.grad is None
-
-
-@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="only Linux can reset the peak of a process's resident set")
-def test_memory_is_that_of_a_known_allocation() -> None:
-    values = {m.metric.name: m.value for m in memory(Hoarder(), IMAGES, SETUP).measurements}
-    assert values["resident_b1"] == pytest.approx(32, abs=4)
-    assert values["resident_b4"] == pytest.approx(128, abs=8)
 
 
 def test_noise_has_the_models_size_and_is_seeded() -> None:

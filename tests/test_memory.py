@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -25,6 +28,7 @@ from harness.device import place, to_device
 from harness.metric import Evaluation
 from harness.record import Setup
 
+ROOT = Path(__file__).resolve().parents[1]
 SETUP = Setup(batch_size=4)
 IMAGES = torch.zeros(4, 3, 8, 8)
 needs_reset = pytest.mark.skipif(
@@ -107,30 +111,42 @@ def test_a_batch_that_cannot_be_trained_on_is_an_empty_cell() -> None:
     assert not CLEAR_REFS.exists() or found["training_resident_b4"].value is not None
 
 
-class Hoarder(nn.Module):
-    """Holds 32 MiB an image while it runs, and, with gradients, another 32 for backward."""
+HOARDER = """
+import json, torch
+from torch import nn
+from harness.costs.memory import memory, training_memory
+from harness.record import Setup
 
-    def __init__(self) -> None:
+class Hoarder(nn.Module):
+    def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         return (torch.ones(len(images), 8 * 2**20) * self.scale).sum(dim=1)
+
+torch.set_num_threads(1)
+images = torch.zeros(2, 3, 8, 8)
+found = memory(Hoarder(), images, Setup()).measurements
+found += training_memory(Hoarder(), images[:1], Setup()).measurements
+values = {m.metric.name: (m.value, len(m.samples)) for m in found}
+print(json.dumps(values))
+"""
 
 
 @needs_reset
 def test_peaks_are_those_of_a_known_allocation() -> None:
-    model = Hoarder()
-    found = {m.metric.name: m for m in memory(model, IMAGES[:2], SETUP).measurements}
-    assert found["resident_b1"].value == pytest.approx(64, abs=6)
-    assert found["resident_b2"].value == pytest.approx(128, abs=10)
-    assert len(found["resident_b2"].samples) == 3
-    assert found["weights_memory"].value == 4 / MIB
-    assert found["input_memory_b2"].value == 2 * 3 * 64 * 4 / MIB
+    """A model that holds 32 MiB an image twice, in a process of its own, as costs are measured."""
+    done = subprocess.run([sys.executable, "-c", HOARDER], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = {name: value for name, (value, _) in json.loads(done.stdout).items()}
+    assert found["resident_b1"] == pytest.approx(64, abs=6)
+    assert found["resident_b2"] == pytest.approx(128, abs=10)
+    assert json.loads(done.stdout)["resident_b2"][1] == 3
+    assert found["weights_memory"] == 4 / MIB
+    assert found["input_memory_b2"] == 2 * 3 * 64 * 4 / MIB
     # Forward keeps the ones and their product lives until the sum; backward makes the gradient of the product.
-    training = values(training_memory(model, IMAGES[:1], SETUP))
-    assert training["saved_activations_b1"] == 32
-    assert training["training_resident_b1"] == pytest.approx(64, abs=6)
+    assert found["saved_activations_b1"] == 32
+    assert found["training_resident_b1"] == pytest.approx(64, abs=6)
 
 
 def test_without_a_peak_to_reset_the_cell_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
@@ -178,11 +194,21 @@ def test_the_driver_is_asked_for_this_process(pid: int, expected: int | None, mo
     assert _process_bytes("cuda") == expected
 
 
+class Hoarder(nn.Module):
+    """Holds 32 MiB an image while it runs, and, with gradients, another 32 for backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (torch.ones(len(images), 8 * 2**20, device=images.device) * self.scale).sum(dim=1)
+
+
 @pytest.mark.gpu
-def test_on_a_gpu_the_parts_the_parts_are_those_of_known_tensors() -> None:
+def test_on_a_gpu_the_parts_are_those_of_known_tensors() -> None:
     setup = Setup(batch_size=4, device="cuda")
     model = place(Hoarder(), setup)
-    model.forward = lambda images: (torch.ones(len(images), 8 * 2**20, device="cuda") * model.scale).sum(dim=1)  # type: ignore[method-assign]
     found = values(memory(model, to_device(IMAGES, setup), setup))
     assert found["activations_b1"] == pytest.approx(64, abs=1)
     assert found["memory_b4"] == pytest.approx(256, abs=20)
