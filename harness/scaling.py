@@ -74,18 +74,3 @@ def _t_probability(angle: float, degrees: int) -> float:
         term *= cosine**2 * (power - 1) / power
     partial = math.sin(angle) * total
     return 2 / math.pi * (angle + partial) if odd else partial
-
-
-def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """Return the order statistics that hold the median with 95 %; None for fewer than six samples, which cannot.
-
-    It assumes nothing of the distribution but independence: the ranks are those of a binomial with one half.
-    """
-    count, ordered = len(samples), sorted(samples)
-    # Whole numbers, since 2 ** count leaves the range of floats: 2 * tail / 2 ** count must not pass one in twenty.
-    ways, tail, below = 1, 1, 0
-    if 40 * tail > 2**count:
-        return None
-    while 40 * (tail + (ways := ways * (count - below) // (below + 1))) <= 2**count:
-        below, tail = below + 1, tail + ways
-    return ordered[below], ordered[count - 1 - below]

@@ -12,7 +12,8 @@ from harness.errors import BenchError, SetupError
 from harness.models import public_id
 from harness.record import Record
 from harness.runner import Job
-from harness.scaling import PowerLaw, fit_power_law, median_interval
+from harness.scaling import PowerLaw, fit_power_law
+from harness.statistics import median_interval
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,10 +150,10 @@ def point_of(record: Record, metric: str, side: int) -> Point:
     if found is None:
         reason = record.error or f"the record holds no {' or '.join(names)}"
         return Point(record.model, metric, "", side, None, None, reason, record.name)
+    interval = median_interval(found.samples) if found.samples else None
     return Point(
-        record.model, found.metric.name, found.metric.unit, side, found.value, median_interval(found.samples),
-        found.reason, record.name,
-    )  # fmt: skip
+        record.model, found.metric.name, found.metric.unit, side, found.value, interval, found.reason, record.name
+    )
 
 
 def curve(points: Sequence[Point]) -> Curve:

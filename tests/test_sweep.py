@@ -17,7 +17,7 @@ import typer
 from harness import sweep_cli
 from harness.errors import BenchError, SetupError
 from harness.plot import THEMES, draw_curves
-from harness.scaling import fit_power_law, median_interval, t_quantile
+from harness.scaling import fit_power_law, t_quantile
 from harness.sweep import Curve, Point, curve, parse_sides, points_table, slopes_table
 
 MODELS = """
@@ -73,17 +73,6 @@ def test_the_interval_of_the_slope_holds_the_truth_as_often_as_it_says() -> None
 def test_what_has_no_slope_is_refused(values: tuple[list[float], list[float]]) -> None:
     with pytest.raises(BenchError, match="A slope needs three"):
         fit_power_law(*values)
-
-
-def test_the_interval_of_the_median_holds_at_least_95_percent() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    assert median_interval([1.0] * 5) is None
-    for count in (6, 7, 15, 100, 1500):
-        found = median_interval(list(range(count)))
-        assert found is not None
-        rank = int(found[0])
-        assert found[1] == count - 1 - rank
-        assert 2 * stats.binom.cdf(rank, count, 0.5) <= 0.05 < 2 * stats.binom.cdf(rank + 1, count, 0.5)
 
 
 @pytest.mark.parametrize(

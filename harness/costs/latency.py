@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from harness.device import autocast, evaluating
+from harness.costs.training import loss, training
+from harness.device import evaluating
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
@@ -68,30 +68,8 @@ def compare_latency(
 
 def train_pass(model: nn.Module, images: Tensor, setup: Setup) -> None:
     """Run a forward and a backward pass."""
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    with torch.enable_grad():
-        with autocast(setup):
-            outputs = model(images)
-        losses = [leaf.sum() for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    loss(model, images, setup).backward()
     model.zero_grad(set_to_none=True)
-
-
-@contextmanager
-def training(model: nn.Module) -> Iterator[None]:
-    """Put a model into training mode, and leave neither that mode nor its running statistics behind."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for buffer, before in buffers:
-            buffer.copy_(before)
 
 
 def evaluation(name: str, series: dict[int, Series], setup: Setup) -> Evaluation:

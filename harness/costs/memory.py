@@ -5,18 +5,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.costs.counter import storage_id
+from harness.costs.training import loss, training
 from harness.device import evaluating, synchronize
-from harness.errors import ModelError, reason
+from harness.errors import reason
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
@@ -60,11 +60,11 @@ def training_memory(model: nn.Module, images: Tensor, setup: Setup) -> Evaluatio
     """
 
     def step(part: Tensor) -> None:
-        _loss(model, part, setup).backward()
+        loss(model, part, setup).backward()
         model.zero_grad(set_to_none=True)
         synchronize(setup.device)
 
-    with _training(model):
+    with training(model):
         found = _tried("saved_activations_b1", lambda: [_saved(model, images[:1], setup)])
         for batch in sorted({1, len(images)}):
             found += _tried(
@@ -100,38 +100,8 @@ def saved_bytes(model: nn.Module, images: Tensor, setup: Setup) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        _loss(model, images, setup).backward()
+        loss(model, images, setup).backward()
     return sum(saved.values())
-
-
-def _loss(model: nn.Module, images: Tensor, setup: Setup) -> Any:
-    """The sum of all outputs of a pass in the setup's precision, with gradients."""
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    model.zero_grad(set_to_none=True)
-    with evaluating(setup), torch.enable_grad():
-        leaves = [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-        if not leaves:
-            raise ModelError(f"No output of {type(model).__name__} has a gradient, so it cannot be trained.")
-        return sum(leaf.float().sum() for leaf in leaves)
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Put a model into training mode, and leave neither that mode, nor gradients, nor its running statistics behind."""
-    modes = {module: module.training for module in model.modules()}
-    # On the CPU, so that the copies are no part of a GPU's memory.
-    buffers = [(buffer, buffer.to("cpu", copy=True)) for buffer in model.buffers()]
-    model.train()
-    try:
-        yield
-    finally:
-        model.zero_grad(set_to_none=True)
-        for module, mode in modes.items():
-            module.training = mode
-        for buffer, before in buffers:
-            buffer.copy_(before)
 
 
 def _saved(model: nn.Module, image: Tensor, setup: Setup) -> Measurement:
