@@ -23,6 +23,7 @@ from tasks.cost import Cost
 
 SETUP = Setup(preprocessing=Preprocessing(image_size=(32, 32)), batch_size=4)
 IMAGES = torch.zeros(4, 3, 32, 32)
+SHOWN = ["latency_b1", "latency_p95_b1", "latency_b4", "latency_p95_b4"]
 
 
 class Sleeper(nn.Module):
@@ -43,20 +44,21 @@ def test_parameters_counts_shared_ones_once_and_buffers_never() -> None:
 def test_latency_is_that_of_a_known_wait() -> None:
     evaluation = latency(Sleeper(), IMAGES, SETUP)
     values = {m.metric.name: m for m in evaluation.measurements}
-    assert [m.metric.name for m in evaluation.measurements if not m.metric.minor] == ["latency_b1", "latency_b4"]
+    assert [m.metric.name for m in evaluation.measurements if not m.metric.minor] == SHOWN
     assert 5 <= values["latency_b1"].value < 15  # type: ignore[operator]
     assert 20 <= values["latency_b4"].value < 40  # type: ignore[operator]
     samples = values["latency_b4"].samples
     assert len(samples) >= 15
     assert values["latency_b4"].value == numpy.median(samples)
     assert values["latency_p90_b4"].value == numpy.quantile(samples, 0.9)
+    assert values["latency_p95_b4"].value == numpy.quantile(samples, 0.95)
     low, high = values["latency_low_b4"].value, values["latency_high_b4"].value
     assert min(samples) <= low <= values["latency_b4"].value <= high <= max(samples)  # type: ignore[operator]
 
 
 def test_latency_of_batch_one_alone_is_measured_once() -> None:
     names = [m.metric.name for m in latency(nn.Identity(), IMAGES[:1], SETUP).measurements]
-    assert names == ["latency_b1", *(f"latency_{what}_b1" for what in ("low", "high", "p90", "p99"))]
+    assert names == ["latency_b1", *(f"latency_{what}_b1" for what in ("low", "high", "p90", "p95", "p99"))]
 
 
 def test_a_quantile_that_no_sample_lies_beyond_is_an_empty_cell() -> None:
