@@ -13,6 +13,7 @@ import pytest
 from harness.leaderboard import differences, make_boards, why_unranked
 from harness.metric import Measurement, Metric
 from harness.record import DataStamp, Environment, Preprocessing, Record, Setup, Weights, digest, from_json
+from harness.store import Store
 from harness.tables import to_csv, to_markdown
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -199,3 +200,11 @@ def test_the_generated_tables_equal_the_committed_ones() -> None:
     boards, left_out = make_boards([record, replace(ranked, key="00000001"), *others])
     assert to_markdown(boards, left_out) == (GOLDEN / "board.md").read_text()
     assert to_csv(boards) == (GOLDEN / "board.csv").read_text()
+
+
+def test_the_committed_board_is_that_of_the_committed_records() -> None:
+    results = Path(__file__).resolve().parents[1] / "results"
+    boards, left_out = make_boards(Store(results).load())
+    assert boards
+    assert to_markdown(boards, left_out) == (results / "README.md").read_text()
+    assert to_csv(boards) == (results / "leaderboard.csv").read_text()
