@@ -22,6 +22,8 @@ CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "module", "net",
 )  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "model.")
+# The first byte of a pickle of protocol 2 or later; what torch saves is a zip archive.
+PICKLE = b"\x80"
 # What torch's own strict loading lets an old checkpoint go without; evaluation never reads it.
 COUNTER = "num_batches_tracked"
 
@@ -198,7 +200,20 @@ def _unreadable(path: Path, error: Exception) -> str:
             f"{path.name} holds more than tensors and was not read: it calls for {code[1]}, and may run any code. "
             "Save the bare state dict, torch.save(model.state_dict(), ...), or safetensors."
         )
+    if _is_bare_pickle(path):
+        return (
+            f"{path.name} is a bare Python pickle, which may run any code, and was not read. "
+            "Save the bare state dict, torch.save(model.state_dict(), ...), or safetensors."
+        )
     return (
         f"{path.name} is not a checkpoint that torch reads ({type(error).__name__}): cut short, or of another format. "
         "Download or export it again."
     )
+
+
+def _is_bare_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle does, in which torch found no tensors."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == PICKLE

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harness.errors import WeightsError
 from harness.models import build_model
 from harness.record import Weights
-from harness.weights import file_sha256, load_weights, state_sha256
+from harness.weights import file_sha256, load_weights, read_state, state_sha256
 
 State = dict[str, Tensor]
 FILE = Weights(source="file")
@@ -339,7 +339,7 @@ def test_files_of_other_kinds(save: Callable[..., Path], tmp_path: Path) -> None
         archive.writestr("readme", "text")
     for name in ("a.npz", "a.zip"):
         assert "not a checkpoint that torch reads" in refusal(tmp_path / name)
-    assert "not a checkpoint that torch reads" in refusal(save(pickle.dumps({"a": 1}, protocol=4), "p.pth"))
+    assert "is a bare Python pickle" in refusal(save(pickle.dumps({"a": 1}, protocol=4), "p.pth"))
 
 
 def test_checkpoints_without_a_state(save: Callable[..., Path]) -> None:
@@ -440,3 +440,17 @@ def test_state_that_is_no_tensor_is_left_out() -> None:
     extra, plain = Extra(), Net()
     extra.load_state_dict(plain.state_dict(), strict=False)
     assert state_sha256(extra) == state_sha256(plain)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_bare_pickle_that_runs_code_is_named_for_what_it_is_and_not_run(tmp_path: Path, protocol: int) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps({"state_dict": Runs()}, protocol=protocol))
+    with pytest.raises(WeightsError, match=r"may run any code.*Save the bare state dict") as refusal:
+        read_state(path)
+    assert "was not read" in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
