@@ -21,15 +21,20 @@ def default_device() -> str:
 
     Torch takes seconds to import, so it is asked only where there is a driver.
     """
-    for library in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            ctypes.CDLL(library)
-        except OSError:
-            continue
-        import torch
+    if not any(map(_loads, ("libcuda.so.1", "nvcuda.dll"))):
+        return "cpu"
+    import torch
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _loads(library: str) -> bool:
+    """Whether the system has a shared library."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def check_device(device: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,6 @@ from harness.record import Setup
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT.parent / "shared" / "reference" / "timm.csv"
 needs_table = pytest.mark.skipif(not TABLE.is_file(), reason="timm's table (shared/reference/timm.csv) is not here")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Net(nn.Module):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,6 @@ IMAGES = torch.zeros(1, 3, 8, 8)
 
 def values(measurements: list[Measurement]) -> dict[str, float | None]:
     return {measurement.metric.name: measurement.value for measurement in measurements}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Net(nn.Module):
