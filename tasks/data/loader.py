@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from harness.errors import DataError, reason
@@ -39,7 +40,7 @@ class Batches:
                 num_workers=workers,
                 # A fork starts in milliseconds; a worker only decodes, so it needs nothing that a fork breaks.
                 multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-                collate_fn=_collate,
+                collate_fn=partial(_collate, setup=setup),
                 pin_memory=setup.device.startswith("cuda"),
             )
 
@@ -55,8 +56,9 @@ class Batches:
                 if isinstance(pixels, DataError):
                     raise pixels
                 chosen = [self._indices[position] for position in positions]
-                # Workers hand over bytes, a quarter of the floats; the device that runs the model makes floats of them.
-                images = normalize(pixels.to(self._setup.device, non_blocking=True), self._setup.preprocessing)
+                images = pixels.to(self._setup.device, non_blocking=True)
+                if not images.is_floating_point():
+                    images = normalize(images, self._setup.preprocessing)
                 yield Batch(
                     images,
                     torch.tensor([self._images.targets[index] for index in chosen]),
@@ -119,10 +121,17 @@ class _Decoded:
             ), position
 
 
-def _collate(samples: list[tuple[Any, int]]) -> tuple[Any, list[int]]:
-    """Stack the images of a batch, or pass on the first error."""
+def _collate(samples: list[tuple[Any, int]], setup: Setup) -> tuple[Any, list[int]]:
+    """Stack the images of a batch, or pass on the first error.
+
+    A GPU is handed bytes, a quarter of the floats, and makes floats of them; on the CPU that is the workers' share,
+    since the process that runs the model is the one that all wait for.
+    """
     import torch
 
     pixels, positions = zip(*samples, strict=True)
     failure = next((found for found in pixels if isinstance(found, DataError)), None)
-    return failure or torch.stack(pixels), list(positions)
+    if failure:
+        return failure, list(positions)
+    images = torch.stack(pixels)
+    return normalize(images, setup.preprocessing) if setup.device == "cpu" else images, list(positions)
