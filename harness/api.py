@@ -21,6 +21,7 @@ from harness.record import Preprocessing, Record, Setup, Weights
 from harness.runner import Job, Request, identify
 from harness.store import Store
 from harness.task import build_task
+from harness.task_id import canonical
 from harness.weights import file_sha256
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def run(
             model=m, task=t, setup=setup, data=Path(data) if data else None, weights_file=file, workers=workers,
             threads=threads,
         )
-        for m, t in itertools.product(dict.fromkeys(models), dict.fromkeys(tasks))
+        for m, t in itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks)))
     ]  # fmt: skip
     return run_jobs(jobs, Store(Path(results)), EXECUTORS[executor], rerun)
 

@@ -1,8 +1,9 @@
-"""One embedding per image from any classifier."""
+"""What frozen backbones give: one embedding an image, from any classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ModelError
@@ -10,6 +11,24 @@ from harness.factory import parameters_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Features:
+    """The embeddings of a split, or of the part of it that a limit leaves.
+
+    Args:
+        values: (N, D) in single precision; it may be memory-mapped, so that blocks of it are what to work on.
+        targets: (N,) class indices.
+        names: of the items, in order.
+    """
+
+    values: Tensor
+    targets: Tensor
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def embedder(module: nn.Module) -> Callable[[Tensor], Tensor]:

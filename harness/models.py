@@ -56,6 +56,7 @@ class AttentionSite:
         layer: index of the block in the whole carrier, from 0.
         depth: blocks in the whole carrier.
         stage: index of the stage, from 0; always 0 in an isotropic carrier.
+        stride: pixels of the image along each side of a token.
     """
 
     dim: int
@@ -65,6 +66,22 @@ class AttentionSite:
     layer: int
     depth: int
     stage: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class AttentionCard(ModelCard):
+    """The card of a token mixer, with the closed forms that its counted costs must equal.
+
+    Args:
+        equation: what it computes, in one line.
+        parameters: from a site to the number of the mixer's parameters.
+        macs: from a site to the MACs of one image at the site's own grid, products and convolutions alone.
+    """
+
+    equation: str = ""
+    parameters: Callable[[AttentionSite], int] | None = None
+    macs: Callable[[AttentionSite], int] | None = None
 
 
 @dataclass

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ModelError, SetupError
@@ -33,8 +34,10 @@ CHOICES = {
 OVERRIDES = ("image_size", "crop_pct", "crop_mode", "interpolation", "antialias", "decoder", "mean", "std")
 
 
-def resolve(requested: Preprocessing, module: nn.Module) -> Preprocessing:
-    """Fill a request from what the module declares, and fingerprint the result.
+def resolve(
+    requested: Preprocessing, module: nn.Module, by_task: Mapping[str, Any] = MappingProxyType({})
+) -> Preprocessing:
+    """Fill a request from what the task asks and the module declares, in this order, and fingerprint the result.
 
     A module declares with an attribute `preprocessing`, or with timm's `pretrained_cfg`: a mapping with any of
     `input_size` (3, H, W), `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`, `antialias`, `decoder`.
@@ -45,7 +48,7 @@ def resolve(requested: Preprocessing, module: nn.Module) -> Preprocessing:
     """
     declared = declared_by(module)
     asked = _typed({name: getattr(requested, name) for name in OVERRIDES if getattr(requested, name) is not None})
-    complete = replace(declared, **asked, overridden=tuple(asked))
+    complete = replace(declared, **{**by_task, **asked}, overridden=tuple(asked))
     check(complete)
     return replace(complete, fingerprint=fingerprint(complete))
 

@@ -18,7 +18,7 @@ from harness.errors import BenchError, DuplicateName, UnknownName, reason
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = "backbone_bench.plugins"
-RESERVED = frozenset("+:/@ ,*?[]\\")
+RESERVED = frozenset("+:=/@ ,*?[]\\")
 
 T = TypeVar("T", bound=Callable[..., Any])
 

@@ -128,7 +128,8 @@ def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:
     if job.weights_file is not None:
         weights = load_weights(module, job.weights_file, weights)
     weights = replace(weights, sha256=state_sha256(module))
-    return module, replace(job.setup, weights=weights, preprocessing=resolve(job.setup.preprocessing, module))
+    preprocessing = resolve(job.setup.preprocessing, module, task.preprocessing)
+    return module, replace(job.setup, weights=weights, preprocessing=preprocessing)
 
 
 def describe(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from harness.device import evaluating, to_device
-from harness.errors import UnknownName
 from harness.factory import call
 from harness.journal import Journal
 from harness.metric import Evaluation, Meter, ResumableMeter
 from harness.progress import track
 from harness.record import DataStamp, Setup
-from harness.registry import TASKS, Registry
+from harness.registry import Registry
+from harness.task_id import resolve_task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,11 +50,17 @@ class Task(ABC):
         untrained: how boards treat random weights, see `Record`.
         machine_bound: whether values depend on the machine.
         variants: the registry of what may follow the task's name and a colon; None for nothing.
+        default_variant: the one that is meant where none is named; empty for none.
+        preprocessing: what the task itself asks of its images, unless the user overrides it, such as no crop.
+
+    Parameters with a default, of a task and of its variants, are options that may follow in a task id.
     """
 
     version: ClassVar[int] = 1
     machine_bound: ClassVar[bool] = False
     variants: ClassVar[Registry[Any] | None] = None
+    default_variant: ClassVar[str] = ""
+    preprocessing: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     untrained: Literal["rank", "apart", "never"] = "never"
 
     @property
@@ -111,7 +118,7 @@ class BatchTask(Task):
 
 
 def build_task(task_id: str, data: Path | None = None, workers: int = 0) -> Task:
-    """Build the task that an id names: `cost`, `imagenet`, or with a variant `imagenet:knn`, `cost:latency`.
+    """Build the task that an id names: `cost`, `imagenet`, `imagenet:knn`, `imagenet:knn,k=10`.
 
     Args:
         data: root of the data sets.
@@ -119,14 +126,11 @@ def build_task(task_id: str, data: Path | None = None, workers: int = 0) -> Task
 
     Raises:
         UnknownName: with the nearest names.
+        SetupError: an option that the task and its variant do not have.
     """
-    name, colon, variant = task_id.partition(":")
-    factory = TASKS.get(name).build
+    factory, variant = resolve_task(task_id)
     options: dict[str, Any] = {"data": data, "workers": workers}
-    if colon:
-        variants: Registry[Any] | None = getattr(factory, "variants", None)
-        if variants is None:
-            raise UnknownName(f"The task {name!r} has no variants, so {task_id!r} does not exist. Use {name!r}.")
-        options["variant"] = variants.get(variant)
+    if variant:
+        options["variant"] = variant
     task: Task = call(factory, task_id, **options)
     return task

@@ -14,6 +14,7 @@ from harness.record import DataStamp, Setup
 from harness.registry import PROTOCOLS, Entry
 from harness.task import BatchTask
 from tasks.data.labelled import LabelledImages
+from tasks.frozen import FrozenProtocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,12 +33,13 @@ class Classification(BatchTask):
     """
 
     variants = PROTOCOLS
+    default_variant = "native_head"
     evaluated_on: ClassVar[str] = "val"
 
     def __init__(self, data: Path | None = None, workers: int = 0, variant: Entry[Any] | None = None) -> None:
         self.root = data
         self.workers = workers
-        self.protocol = (variant or PROTOCOLS.get("native_head")).build()
+        self.protocol = (variant or PROTOCOLS.get(self.default_variant)).build()
         self.untrained = self.protocol.untrained
         self._splits: dict[str, LabelledImages] = {}
 
@@ -76,15 +78,16 @@ class Classification(BatchTask):
 
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Evaluate, and say in the record what the protocol chose."""
-        evaluation = super().evaluate(model, setup)
+        frozen = isinstance(self.protocol, FrozenProtocol)
+        evaluation = self.protocol.evaluate(model, self, setup) if frozen else super().evaluate(model, setup)
         return replace(evaluation, details={**evaluation.details, **self.protocol.details})
 
     def split_batches(self, name: str, setup: Setup) -> Batches:
-        """Return all batches of a split."""
-        from tasks.data.loader import Batches
+        """Return the batches of a split, or of so much of it as the setup's limit allows."""
+        from tasks.data.loader import Batches, spread
 
         images = self.split(name)
-        return Batches(images, range(len(images)), setup, self.workers)
+        return Batches(images, spread(len(images), setup.limit), setup, self.workers)
 
     def batches(self, setup: Setup, start: int = 0) -> Batches:
         """Return the batches of the evaluated split from item `start`, or of so much of it as the setup allows."""

@@ -24,7 +24,7 @@ GRID = (14, 14)
 
 
 def site(grid: tuple[int, int] = GRID, prefix: int = 0, layer: int = 1) -> AttentionSite:
-    return AttentionSite(DIM, HEADS, grid, prefix, layer, depth=12, stage=0)
+    return AttentionSite(DIM, HEADS, grid, prefix, layer, depth=12, stage=0, stride=16)
 
 
 def build(name: str, place: AttentionSite) -> nn.Module:

@@ -41,7 +41,7 @@ def parameters_of(model_id: str) -> int:
 
 def takes_prefix(attention: str) -> bool:
     try:
-        ATTENTIONS.get(attention).build(AttentionSite(64, 4, (4, 4), prefix=1, layer=0, depth=12, stage=0))
+        ATTENTIONS.get(attention).build(AttentionSite(64, 4, (4, 4), prefix=1, layer=0, depth=12, stage=0, stride=16))
     except ModelError:
         return False
     return True

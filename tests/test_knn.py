@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from harness.errors import ModelError
+from harness.features import Features
 from harness.record import Setup
-from harness.task import Batch
+from tasks.frozen import check_finite
 from tasks.metrics.accuracy import rank
 from tasks.protocols.knn import NearestNeighbours, vote
 
@@ -137,72 +136,41 @@ def test_votes_do_not_depend_on_the_precision_of_the_run() -> None:
         assert torch.equal(vote(queries, bank, targets, K, T, 50), expected)
 
 
-# The protocol: from images to votes
+# The protocol: from features to votes
 
 
-class Embedding(nn.Module):
-    """Embeds an image as its first pixels, changed as asked."""
-
-    def __init__(self, change: Any = None) -> None:
-        super().__init__()
-        self.change = change or (lambda embeddings: embeddings)
-
-    def embed(self, images: Tensor) -> Tensor:
-        embeddings: Tensor = self.change(images.flatten(1)[:, :12])
-        return embeddings
+def features(values: Tensor, targets: Tensor) -> Features:
+    return Features(values, targets, [str(index) for index in range(len(values))])
 
 
-class Fake:
-    """A task with 60 training images."""
-
-    num_classes = 7
-
-    def __init__(self) -> None:
-        self.images = torch.randn(60, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-        self.targets = labels(60, 7)
-
-    def split_batches(self, name: str, setup: Setup) -> list[Batch]:
-        assert name == "train"
-        parts = zip(self.images.split(setup.batch_size), self.targets.split(setup.batch_size), strict=True)
-        return [Batch(images, targets, tuple(map(str, range(len(images))))) for images, targets in parts]
+TRAIN = features(random(60, seed=0), labels(60, 7))
 
 
-def test_training_images_are_classified_as_the_reference_does() -> None:
-    task, images = Fake(), torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    predict = NearestNeighbours().adapt(Embedding(), task, Setup(batch_size=16))
-    directions = [functional.normalize(each.flatten(1)[:, :12], dim=1) for each in (images, task.images)]
-    expected = reference(*directions, task.targets, K, 7)
-    np.testing.assert_allclose(predict(images).numpy(), expected, rtol=1e-5)
-    assert predict(images).shape == (20, 7)
+def predict(values: Tensor, train: Features = TRAIN) -> Tensor:
+    return NearestNeighbours().fit(train, 7, Setup())(values)
 
 
-def test_the_scale_of_embeddings_does_not_matter() -> None:
-    task = Fake()
-    plain, huge, tiny = (
-        NearestNeighbours().adapt(Embedding(lambda e, s=scale: e * s), task, Setup())(task.images)
-        for scale in (1.0, 1e30, 1e-7)
-    )
-    torch.testing.assert_close(huge, plain, rtol=1e-5, atol=0)
-    torch.testing.assert_close(tiny, plain, rtol=1e-5, atol=0)
+def test_features_are_classified_as_the_reference_does() -> None:
+    queries = random(20, seed=1)
+    expected = reference(*(functional.normalize(each, dim=1) for each in (queries, TRAIN.values)), TRAIN.targets, K, 7)
+    np.testing.assert_allclose(predict(queries).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-7])
+def test_the_scale_of_features_does_not_matter(scale: float) -> None:
+    scaled = features(TRAIN.values * scale, TRAIN.targets)
+    torch.testing.assert_close(predict(TRAIN.values, scaled), predict(TRAIN.values), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_broken_embeddings_of_training_images_are_refused(bad: float) -> None:
-    def change(embeddings: Tensor) -> Tensor:
-        return embeddings.index_fill(0, torch.tensor([0]), bad)
-
-    with pytest.raises(ModelError, match=r"embeddings of 4 of 60 training images hold NaN.*--precision fp32"):
-        NearestNeighbours().adapt(Embedding(change), Fake(), Setup(batch_size=16))
-
-
-def test_a_model_without_an_embedding() -> None:
-    with pytest.raises(ModelError, match="no embedding that can be found"):
-        NearestNeighbours().adapt(nn.Flatten(), Fake(), Setup())
+def test_broken_features_of_training_images_are_refused(bad: float) -> None:
+    broken = TRAIN.values.index_fill(0, torch.tensor([3]), bad)
+    with pytest.raises(ModelError, match=r"embeddings of 1 of 60 training images.* '3': .*--precision fp32"):
+        check_finite(features(broken, TRAIN.targets))
 
 
 def test_a_dead_model_scores_a_constant() -> None:
-    task = Fake()
-    predict = NearestNeighbours().adapt(Embedding(torch.zeros_like), task, Setup())
-    votes = predict(task.images)
+    dead = torch.zeros_like(TRAIN.values)
+    votes = predict(dead, features(dead, TRAIN.targets))
     assert (votes == votes[0]).all()
-    assert rank(votes, 1)[0, 0] == task.targets[:K].bincount(minlength=7).argmax()
+    assert rank(votes, 1)[0, 0] == TRAIN.targets[:K].bincount(minlength=7).argmax()

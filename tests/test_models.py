@@ -38,7 +38,7 @@ class Mixer(nn.Module):
 class Carrier(nn.Module):
     def __init__(self, num_classes: int, attention: Any) -> None:
         super().__init__()
-        self.mixer = attention(AttentionSite(8, 2, (2, 2), 0, 0, 1, 0))
+        self.mixer = attention(AttentionSite(8, 2, (2, 2), 0, 0, 1, 0, 16))
         self.head = nn.Linear(8, num_classes)
 
 

@@ -29,9 +29,10 @@ class Plan:
     def sites(self, image_size: int | tuple[int, int]) -> Iterator[list[AttentionSite]]:
         """Yield the sites of each stage for images of a height and width."""
         for stage, (dim, depth, heads) in enumerate(zip(self.dims, self.depths, self.heads, strict=True)):
-            grid, first = grid_of(image_size, STRIDES[stage]), sum(self.depths[:stage])
+            stride, first = STRIDES[stage], sum(self.depths[:stage])
+            grid = grid_of(image_size, stride)
             layers = range(first, first + depth)
-            yield [AttentionSite(dim, heads, grid, 0, layer, sum(self.depths), stage) for layer in layers]
+            yield [AttentionSite(dim, heads, grid, 0, layer, sum(self.depths), stage, stride) for layer in layers]
 
 
 class Stage(nn.Module):
@@ -87,23 +88,27 @@ class Pyramid(nn.Module):
         )
         self.head = linear(plan.dims[-1], num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, classes) of images (B, 3, H, W)."""
-        return self.forward_head(self.forward_features(images))
+    def forward(self, images: Tensor, context: AttentionContext | None = None) -> Tensor:
+        """Return logits (B, classes) of images (B, 3, H, W).
 
-    def forward_features(self, images: Tensor) -> Tensor:
+        Args:
+            context: a fresh one where the caller wants to read what the mixers leave in it.
+        """
+        return self.forward_head(self.forward_features(images, context))
+
+    def forward_features(self, images: Tensor, context: AttentionContext | None = None) -> Tensor:
         """Return the normalised tokens (B, h * w, C) of the last stage."""
-        return to_tokens(self.features(images)[-1])
+        return to_tokens(self.features(images, context)[-1])
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (B, classes), or the pooled features (B, C), of what `forward_features` returns."""
         pooled = features.mean(dim=1)
         return pooled if pre_logits else cast(Tensor, self.head(pooled))
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor, context: AttentionContext | None = None) -> list[Tensor]:
         """Return the normalised maps (B, C_i, ceil(H / s_i), ceil(W / s_i)) of the stages."""
         maps = pad_to_multiple(images, STRIDES[0], STRIDES[0])
-        context = AttentionContext(grid_of((images.shape[-2], images.shape[-1]), STRIDES[0]))
+        context = context or AttentionContext((0, 0))
         pyramid = []
         for stage in self.stages:
             maps = stage(maps, context)

@@ -65,19 +65,24 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim) * 1e-6) if prefix else None
         positions = torch.empty(1, prefix + self.grid[0] * self.grid[1], dim)
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
-        sites = [AttentionSite(dim, heads, self.grid, prefix, layer, DEPTH, stage=0) for layer in range(DEPTH)]
+        sites = [AttentionSite(dim, heads, self.grid, prefix, layer, DEPTH, 0, PATCH) for layer in range(DEPTH)]
         self.blocks = nn.ModuleList(Block(site, attention) for site in sites)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = linear(dim, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, classes) of images (B, 3, H, W)."""
-        return self.forward_head(self.forward_features(images))
+    def forward(self, images: Tensor, context: AttentionContext | None = None) -> Tensor:
+        """Return logits (B, classes) of images (B, 3, H, W).
 
-    def forward_features(self, images: Tensor) -> Tensor:
+        Args:
+            context: a fresh one where the caller wants to read what the mixers leave in it.
+        """
+        return self.forward_head(self.forward_features(images, context))
+
+    def forward_features(self, images: Tensor, context: AttentionContext | None = None) -> Tensor:
         """Return normalised tokens (B, prefix + h * w, C) of images (B, 3, H, W)."""
         maps = self.patch_embed(images)
-        context = AttentionContext(grid=(maps.shape[-2], maps.shape[-1]))
+        context = context or AttentionContext((0, 0))
+        context.grid = (maps.shape[-2], maps.shape[-1])
         tokens: Tensor = to_tokens(maps)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)

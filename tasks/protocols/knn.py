@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from harness.device import evaluating, to_device
-from harness.errors import ModelError
-from harness.features import embedder
-from harness.progress import track
+from harness.features import Features
 from harness.record import Setup
 from harness.registry import PROTOCOLS
+from tasks.frozen import FrozenProtocol, Predict
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 STEPS = 2**24  # between similarities 0 and 1
 MOST_KEYS = 2**32
 
 
 @PROTOCOLS.register("knn")
-class NearestNeighbours:
+class NearestNeighbours(FrozenProtocol):
     """Cosine similarity, the k nearest training images vote with weight exp(similarity / temperature).
 
     Similarities are compared in steps of 2**-24; of equal ones, the training image that comes first is nearer.
@@ -28,37 +25,19 @@ class NearestNeighbours:
     Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4; k and temperature as in DINO (arXiv:2104.14294).
     """
 
-    untrained: Literal["rank", "apart", "never"] = "apart"
-    trains_on: tuple[str, ...] = ("train",)
-    k = 20
-    temperature = 0.07
+    def __init__(self, k: int = 20, temperature: float = 0.07) -> None:
+        self.k = k
+        self.temperature = temperature
 
     @property
     def details(self) -> dict[str, Any]:
         """What records say of the protocol."""
         return {"protocol": "nearest neighbours by cosine", "k": self.k, "temperature": self.temperature}
 
-    def adapt(self, model: nn.Module, task: Any, setup: Setup) -> Callable[[Tensor], Tensor]:
-        """Embed the training images, and return the function from images to votes (B, classes)."""
-        import torch
-
-        embed = embedder(model)
-        keys, labels = [], []
-        with evaluating(setup):
-            for batch in track(task.split_batches("train", setup), "embed the training images"):
-                keys.append(_directions(embed(to_device(batch.images, setup))))
-                labels.append(batch.targets)
-        bank, targets = torch.cat(keys), torch.cat(labels).to(setup.device)
-        if broken := int((~bank.isfinite().all(dim=1)).sum()):
-            raise ModelError(
-                f"The embeddings of {broken} of {len(bank)} training images hold NaN or infinity: expected finite. "
-                "Try --precision fp32."
-            )
-
-        def predict(images: Tensor) -> Tensor:
-            return vote(_directions(embed(images)), bank, targets, self.k, self.temperature, task.num_classes)
-
-        return predict
+    def fit(self, train: Features, classes: int, setup: Setup) -> Predict:
+        """Keep the directions of the training features."""
+        bank, targets = _directions(train.values).to(setup.device), train.targets.to(setup.device)
+        return lambda features: vote(_directions(features), bank, targets, self.k, self.temperature, classes)
 
 
 def vote(

@@ -1,0 +1,53 @@
+"""Task ids: what may follow a task's name, and the one way to write it."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import BenchError, SetupError, UnknownName
+from harness.task import build_task
+from harness.task_id import canonical
+from tasks.classification import Classification
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("imagenet", "imagenet"),
+        ("cost:latency", "cost:latency"),
+        ("imagenet:knn", "imagenet:knn"),
+        ("imagenet:knn,k=20", "imagenet:knn"),
+        ("imagenet:knn,temperature=0.1,k=10", "imagenet:knn,k=10,temperature=0.1"),
+        ("imagenet:knn,temperature=0.10", "imagenet:knn,temperature=0.1"),
+    ],
+)
+def test_one_way_to_write_a_task(written: str, meant: str) -> None:
+    assert canonical(written) == meant
+    assert canonical(meant) == meant
+
+
+def test_options_reach_the_protocol_in_their_type() -> None:
+    task = build_task("imagenet:knn,k=10,temperature=1")
+    assert isinstance(task, Classification)
+    assert (task.protocol.k, task.protocol.temperature) == (10, 1.0)
+    assert isinstance(task.protocol.temperature, float)
+
+
+@pytest.mark.parametrize(
+    ("written", "error", "message"),
+    [
+        ("imagenet:knn,kk=3", SetupError, r"no option 'kk'. Did you mean 'k'\? It has: k, temperature"),
+        ("imagenet:knn,k=ten", SetupError, "k=ten cannot be used: expected `int`"),
+        ("imagenet:knn,k=1,k=2", SetupError, "each once"),
+        ("imagenet:knn,k", SetupError, "as NAME=VALUE"),
+        ("imagenet,k=3", SetupError, "no option 'k'. It has none"),
+        ("imagenet:knn,workers=3", SetupError, "no option 'workers'"),
+        ("cost:latency,model=3", SetupError, "no option 'model'. It has none"),
+        ("imagenet:knm", UnknownName, "Did you mean 'knn'"),
+    ],
+)
+def test_what_is_wrong_in_a_task_id(written: str, error: type[BenchError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        canonical(written)
+    with pytest.raises(error, match=message):
+        build_task(written)
