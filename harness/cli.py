@@ -47,6 +47,7 @@ def run(
     precision: options.Precision = "fp32",
     channels_last: options.ChannelsLast = False,
     compile: options.Compile = False,
+    cuda_graphs: options.CudaGraphs = False,
     device: options.Device = None,
     seed: options.Seed = 0,
     limit: options.Limit = None,
@@ -93,16 +94,20 @@ def race(
     precision: options.Precision = "fp32",
     channels_last: options.ChannelsLast = False,
     compile: options.Compile = False,
+    cuda_graphs: options.CudaGraphs = False,
     device: options.Device = None,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Turns of each model; at least 15.", min=15)] = 40,
+    results: Annotated[
+        Path | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
+    ] = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Time models in turns in one process, so that drift hits all alike, and say which differ; writes no record."""
+    """Time models in turns in one process, so that drift hits all alike, and say which differ."""
     chosen = dict(locals())
-    for name in ("model", "rounds", "threads", "quiet"):
+    for name in ("model", "rounds", "threads", "results", "quiet"):
         del chosen[name]
     set_quiet(quiet)
 
@@ -110,6 +115,7 @@ def race(
     from harness.progress import waiting
     from harness.race import race as take_turns
     from harness.runner import Job
+    from harness.store import Store
     from harness.tables import race_to_markdown
 
     setup, file = build_setup(**chosen | {"image_size": parse_size(image_size)})
@@ -117,7 +123,10 @@ def race(
         found = take_turns(
             [Job(model=name, task="cost", setup=setup, weights_file=file, threads=threads) for name in model], rounds
         )
-    print(race_to_markdown(*found))
+    print(race_to_markdown(found))
+    if results is not None:
+        for record in found.records():
+            Store(results).save(record)
 
 
 @app.command("list")

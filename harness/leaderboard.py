@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.metric import Metric
-from harness.record import Record
+from harness.record import Record, Setup
 
 # Costs that do not depend on the machine stand beside accuracy too.
 JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G", higher_is_better=False))
@@ -96,15 +96,42 @@ def conditions(record: Record) -> tuple[tuple[str, str], ...]:
     if record.untrained == "apart":
         found.append(("weights", "random" if setup.weights.source == "random" else "trained"))
     if record.machine_bound:
+        found += _machine(record)
         found += [
-            ("device", record.environment.device),
-            ("threads", str(record.environment.threads) if setup.device == "cpu" else "any"),
-            ("torch", record.environment.versions.get("torch", "?")),
             ("batch", str(setup.batch_size)),
+            ("image", _size(setup)),
             ("layout", "channels last" if setup.channels_last else "contiguous"),
-            ("mode", "compiled" if setup.compile else "eager"),
+            ("mode", _mode(setup)),
         ]
+    if race := record.details.get("race"):
+        found.append(("race", f"{race['id']}, {len(race['models'])} models in turns, {race['rounds']} rounds"))
     return tuple(found)
+
+
+def _machine(record: Record) -> list[tuple[str, str]]:
+    """What decides a cost beside the setup: the hardware, what limits it, and the software that drives it."""
+    place, versions = record.environment, record.environment.versions
+    found = [("device", place.device), ("torch", versions.get("torch", "?"))]
+    if record.setup.device == "cpu":
+        quota = "none" if place.cpu_quota is None else f"{place.cpu_quota:g} cores"
+        return [*found, ("threads", str(place.threads)), ("CPU quota", quota)]
+    limit = "?" if place.power_limit is None else f"{place.power_limit:g} W"
+    return [
+        *found,
+        ("CUDA", versions.get("cuda", "?")),
+        ("driver", versions.get("driver", "?")),
+        ("power limit", limit),
+    ]
+
+
+def _size(setup: Setup) -> str:
+    """Height and width of the input, or the side of a square one."""
+    height, width = setup.preprocessing.image_size or (0, 0)
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _mode(setup: Setup) -> str:
+    return ("compiled" if setup.compile else "eager") + (", CUDA graphs" if setup.cuda_graphs else "")
 
 
 def who(record: Record) -> tuple[str, str, str]:
@@ -113,8 +140,7 @@ def who(record: Record) -> tuple[str, str, str]:
     source = weights.file or weights.source
     if weights.missing or weights.unexpected:
         source += f" (partial: {len(weights.missing)} missing, {len(weights.unexpected)} unexpected)"
-    size = preprocessing.image_size or (0, 0)
-    image = str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+    image = _size(record.setup)
     if preprocessing.overridden:
         image += f" (set: {', '.join(preprocessing.overridden)})"
     return record.model, source, image
@@ -130,8 +156,9 @@ def differences(boards: Sequence[Board]) -> dict[str, list[str]]:
 
 def _differing(group: Sequence[Board]) -> list[str]:
     """The labels of the conditions that not all boards of a group share."""
-    first = dict(group[0].conditions)
-    return sorted({label for board in group for label, value in board.conditions if value != first.get(label)})
+    all_conditions = [dict(board.conditions) for board in group]
+    labels = {label for conditions in all_conditions for label in conditions}
+    return sorted(label for label in labels if len({conditions.get(label) for conditions in all_conditions}) > 1)
 
 
 def _board(

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from harness.leaderboard import Board, LeftOut, Row, differences
 from harness.metric import Metric
-from harness.observe import Observation
-from harness.race import Standing
+from harness.race import Race, Standing
 from harness.record import Record
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -44,14 +43,14 @@ def board_to_markdown(board: Board) -> str:
     return f"{escape(shared)}\n\n{table}"
 
 
-def race_to_markdown(standings: Sequence[Standing], observation: Observation) -> str:
+def race_to_markdown(race: Race) -> str:
     """Return the table of a race: times, and how much slower than the first each model is, if it is."""
     from tabulate import tabulate
 
     head = ["model", "median (ms)", "slower than the first by", "95 % interval", "p"]
-    body = [[escape(one.model), f"{one.milliseconds:.3f}", *_behind(one)] for one in standings]
+    body = [[escape(one.model), f"{one.milliseconds:.3f}", *_behind(one)] for one in race.standings]
     table = tabulate(body, head, tablefmt="pipe", colalign=("left", *["right"] * 4), disable_numparse=True)
-    return "\n\n".join((table, *(f"Disturbed: {escape(reason)}." for reason in observation.disturbed)))
+    return "\n\n".join((table, *(f"Disturbed: {escape(reason)}." for reason in race.observation.disturbed)))
 
 
 def _behind(standing: Standing) -> tuple[str, str, str]:
