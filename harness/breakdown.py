@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import nn
 
-from harness.costs.macs import MacCount, count_macs, describe_uncounted, second_count
+from harness.costs.macs import MacCount, count_macs, describe_nominal, describe_uncounted, second_count
 from harness.errors import DataError, ModelError
 from harness.images import decode
 from harness.models import build_model, public_id
@@ -44,6 +44,7 @@ class Breakdown:
         image_size: height and width.
         parameters: of the whole model.
         second: fvcore's total; None where `second_missing` says why there is none.
+        nominal: how much of the work the model saves in name only; empty for nothing.
         modules: those that cost anything, in the model's own order, the root first.
     """
 
@@ -53,6 +54,7 @@ class Breakdown:
     count: MacCount
     second: int | None
     second_missing: str
+    nominal: str
     modules: tuple[ModuleCost, ...]
 
     def lines(self) -> Iterator[str]:
@@ -69,6 +71,8 @@ class Breakdown:
         else:
             yield f"fvcore: {self.second / 1e9:.4f} G, {_percent(self.second - count.total, count.total):+.3f} %"
         yield f"uncounted: {describe_uncounted(count) or 'nothing'}"
+        if self.nominal:
+            yield self.nominal
 
 
 def on_shapes(model_id: str, image_size: tuple[int, int] | None, job: Callable[[nn.Module], T]) -> T:
@@ -108,6 +112,7 @@ def break_down(model_id: str, image_size: tuple[int, int] | None = None, depth: 
             count=counted,
             second=None if missing else second,
             second_missing=missing,
+            nominal="" if image_size else describe_nominal(model, counted),
             modules=tuple(_modules(model, counted, depth)),
         )
 

@@ -107,9 +107,9 @@ def _breakdown_as_json(found: Breakdown) -> dict[str, Any]:
     count = found.count
     return {
         "model": found.model, "image_size": found.image_size, "parameters": found.parameters, "macs": count.total,
-        "fvcore_macs": found.second, "fvcore_missing": found.second_missing, "by_kind": dict(count.by_kind),
-        "uncounted": dict(count.uncounted), "calls": count.calls, "tensors": count.tensors,
-        "modules": [asdict(module) for module in found.modules],
+        "fvcore_macs": found.second, "fvcore_missing": found.second_missing, "nominal": found.nominal,
+        "by_kind": dict(count.by_kind), "uncounted": dict(count.uncounted), "calls": count.calls,
+        "tensors": count.tensors, "modules": [asdict(module) for module in found.modules],
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.metric import Metric
 from harness.record import Record, Setup
@@ -19,6 +19,7 @@ class Row:
 
     Args:
         label: model, weights and image size, unique in the board: rows that would look alike end in their record's key.
+        note: what a reader must know of the row; empty for nothing.
     """
 
     label: tuple[str, str, str]
@@ -26,6 +27,15 @@ class Row:
     tied: bool
     record: Record
     values: Mapping[str, float | None]
+    note: str = ""
+
+
+@dataclass
+class MachineFree:
+    """Parameters and MACs of a model at an image size, and what a reader must know of them."""
+
+    values: dict[str, float | None] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,12 +175,13 @@ def _board(
     task: str,
     shared: tuple[tuple[str, str], ...],
     group: list[Record],
-    costs: Mapping[tuple[str, ...], Mapping[str, float | None]],
+    costs: Mapping[tuple[str, ...], MachineFree],
 ) -> Board:
     """Rank comparable records."""
     metrics = {m.metric.name: m.metric for record in group for m in record.measurements if not m.metric.minor}
     headline = group[0].measurements[0].metric
     joined = {} if group[0].machine_bound else {metric.name: metric for metric in JOINED}
+    beside = costs if joined else {}
     best_first = sorted(group, key=lambda record: _sort_value(record, headline))
     scores = [_sort_value(record, headline) for record in best_first]
     labels = [who(record) for record in best_first]
@@ -180,7 +191,8 @@ def _board(
             rank=1 + scores.index(score),
             tied=scores.count(score) > 1,
             record=record,
-            values={**(costs.get(_identity(record), {}) if joined else {}), **record.values()},
+            values={**beside.get(_identity(record), MachineFree()).values, **record.values()},
+            note=record.details.get("nominal") or beside.get(_identity(record), MachineFree()).note,
         )
         for record, score, label in zip(best_first, scores, labels, strict=True)
     ]
@@ -195,14 +207,15 @@ def _sort_value(record: Record, headline: Metric) -> float:
     return -value if headline.higher_is_better else value
 
 
-def _machine_free_costs(records: Iterable[Record]) -> dict[tuple[str, ...], Mapping[str, float | None]]:
-    """Parameters and MACs of each model at each image size, from whichever machine counted them."""
-    found: dict[tuple[str, ...], Mapping[str, float | None]] = {}
+def _machine_free_costs(records: Iterable[Record]) -> dict[tuple[str, ...], MachineFree]:
+    """What does not depend on the machine, of each model at each image size, from whichever machine counted it."""
+    found: dict[tuple[str, ...], MachineFree] = defaultdict(MachineFree)
     for record in records:
         if record.machine_bound and not record.error:
-            values = record.values()
-            found[_identity(record)] = {metric.name: values[metric.name] for metric in JOINED if metric.name in values}
-    return found
+            values, cost = record.values(), found[_identity(record)]
+            cost.values |= {metric.name: values[metric.name] for metric in JOINED if metric.name in values}
+            cost.note = record.details.get("nominal") or cost.note
+    return dict(found)
 
 
 def _identity(record: Record) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ModelError, SetupError, UnknownName, WeightsError
 from harness.factory import call, find_factory, nearest, parameters_of, source_file
-from harness.registry import ATTENTIONS, WRAPPERS
+from harness.registry import ATTENTIONS, MODELS, WRAPPERS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +33,7 @@ class ModelCard:
         title: of the paper, or of the model where there is none.
         paper: an arXiv id such as `arXiv:2103.14030`, or empty.
         source: where the figures were read: paper and table, or repository.
-        published: figures by metric: `parameters` in M, `gmacs` in G, `top1` in %.
+        published: figures by metric: `parameters` in M, `gmacs` in G, `top1` in %; costs at the model's own image size.
         notes: where this code departs from the paper or the official code.
     """
 
@@ -131,9 +131,28 @@ def build_model(
             )
         options["pretrained"] = True
     module = _built(factory, name, **{option: value for option, value in options.items() if value is not None})
+    if not attention and not wrappers:
+        _claim(module, model_id)
     for wrapper in wrappers:
         module = _built(wrapper, name, model=module)
     return module
+
+
+def claimed_gmacs(module: nn.Module) -> float | None:
+    """Return the MACs of one image in G that a model claims to need at its own image size; None where it claims none.
+
+    Its card claims them, as `published["gmacs"]`; or the module itself, as an attribute or property `nominal_gmacs`,
+    which a wrapper that prunes or merges tokens sets.
+    """
+    claimed = getattr(module, "nominal_gmacs", None)
+    return None if claimed is None else float(claimed)
+
+
+def _claim(module: nn.Module, name: str) -> None:
+    """Let a module carry what its card says that it needs, unless it says so itself."""
+    card = None if ":" in name else MODELS.get(name).card
+    if isinstance(card, ModelCard) and "gmacs" in card.published and claimed_gmacs(module) is None:
+        module.nominal_gmacs = card.published["gmacs"]  # type: ignore[assignment]
 
 
 def check_model_id(model_id: str) -> None:

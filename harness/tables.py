@@ -33,14 +33,16 @@ def board_to_markdown(board: Board) -> str:
     head = ["#", "model", "weights", "image", *(_head(metric) for metric in board.metrics)]
     best = {metric.name: _best(board.rows, metric) for metric in board.metrics}
     body = [
-        [f"{row.rank}{'=' if row.tied else ''}", *map(escape, row.label),
+        [f"{row.rank}{'=' if row.tied else ''}", escape(row.label[0]) + (" †" if row.note else ""),
+         *map(escape, row.label[1:]),
          *(_cell(row.values.get(metric.name), metric, best[metric.name]) for metric in board.metrics)]
         for row in board.rows
     ]  # fmt: skip
     align = ("right", "left", "left", "right", *("right" for _ in board.metrics))
     table = tabulate(body, head, tablefmt="pipe", colalign=align, disable_numparse=True)
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
-    return f"{escape(shared)}\n\n{table}"
+    notes = "\n".join(f"- † {escape(row.label[0])}: {escape(row.note)}" for row in board.rows if row.note)
+    return "\n\n".join(filter(None, (escape(shared), table, notes)))
 
 
 def race_to_markdown(race: Race) -> str:
@@ -71,7 +73,7 @@ def to_csv(boards: Sequence[Board]) -> str:
             model, weights, image = row.label
             lines.append({
                 "task": board.task, **dict(board.conditions), "rank": row.rank, "model": model, "weights": weights,
-                "image": image, "record": row.record.name,
+                "image": image, "record": row.record.name, **({"note": row.note} if row.note else {}),
                 **{m.metric.name: m.value for m in row.record.measurements}, **row.values,
             })  # fmt: skip
     frame = pandas.DataFrame(lines)

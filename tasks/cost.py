@@ -45,6 +45,8 @@ class Cost(Task):
             measurements += evaluation.measurements
             if evaluation.details:
                 details[cost.name] = evaluation.details
+            if nominal := evaluation.details.get("nominal"):
+                details["nominal"] = nominal
             disturbed += [f"{cost.name}: {reason}" for reason in evaluation.details.get("disturbed", ())]
         if disturbed:
             details["disturbed"] = disturbed

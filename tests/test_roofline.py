@@ -113,7 +113,6 @@ def test_a_product_of_matrices_is_near_the_machines_peak() -> None:
         roofline(nn.Sequential(nn.Flatten(), nn.Linear(1024, 1024)), torch.zeros(512, 1, 32, 32), SETUP).measurements
     )
     assert 10 < found["compute_share_b512"] < 200  # type: ignore[operator]
-    assert found["compute_share_b1"] < found["compute_share_b512"]  # type: ignore[operator]
 
 
 def test_peaks_are_measured_once_a_machine_and_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from harness.costs.free import operator_name
 from harness.costs.recurrent import call_operator
 from harness.errors import MissingPackage, ModelError
 from harness.metric import Evaluation, Measurement, Metric
+from harness.models import claimed_gmacs
 from harness.record import Setup
 from harness.registry import COSTS
 
@@ -44,13 +45,17 @@ COMPOSITES = (
 )
 
 
+# A claim that is lower than the count by no more than this is a matter of rounding and convention.
+NOMINAL_MARGIN = 0.05
+
+
 @COSTS.register("macs")
 def macs(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     """Measure the multiply-adds of one image: the total, fvcore's total, how far these differ, and the shares by kind.
 
     Args:
         images: (1, 3, H, W); of a larger batch the first image.
-        setup: not read; precision, layout and device do not change the count.
+        setup: precision, layout and device do not change the count; what a model claims is of its own image size.
     """
     count = count_macs(model, images[:1])
     uncounted = describe_uncounted(count)
@@ -66,11 +71,13 @@ def macs(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
             for kind in KINDS
         ),
     )
-    details = {
+    details: dict[str, Any] = {
         "convention": CONVENTION,
         "tensors": count.tensors,
         "by_operator": dict(sorted(count.by_operator.items())),
     }
+    if "image_size" not in setup.preprocessing.overridden and (nominal := describe_nominal(model, count)):
+        details |= {"nominal": nominal, "nominal_gmacs": float(claimed_gmacs(model) or 0)}
     return Evaluation(measurements, details)
 
 
@@ -86,6 +93,15 @@ def describe_uncounted(count: MacCount) -> str:
         if count.uncounted
         else ""
     )
+
+
+def describe_nominal(model: nn.Module, count: MacCount) -> str:
+    """Say how much of the work a model saves in name only; empty where it claims nothing, or no less than it does."""
+    claimed, counted = claimed_gmacs(model), count.total / 1e9
+    if claimed is None or claimed >= (1 - NOMINAL_MARGIN) * counted:
+        return ""
+    saving = f"{100 * (1 - claimed / counted):.0f} % of the work is saved in name only"
+    return f"nominal: {claimed:.3g} G MACs are claimed and {counted:.3g} G are done, so that {saving}"
 
 
 def second_count(model: nn.Module, images: Tensor) -> tuple[int, str]:
