@@ -197,7 +197,7 @@ def _measure(request: Request, pending: Sequence[Request], store: Store, executo
 
 
 def summary(record: Record) -> str:
-    """Return one line on a record: its first values, or its error."""
+    """Return one line on a record: its first values, or its error, or why its headline has no value."""
     if record.error:
         return f"{record.model} on {record.task}: failed. {record.error}"
     values = [
@@ -205,6 +205,8 @@ def summary(record: Record) -> str:
         for m in [m for m in record.measurements if not m.metric.minor][:4]
         if m.value is not None
     ]
+    if not values and record.measurements:
+        values = [f"no {record.measurements[0].metric.name}: {record.measurements[0].reason}"]
     disturbed = "; disturbed, does not rank" if record.details.get("disturbed") else ""
     return f"{record.model} on {record.task}: {', '.join(values)} ({record.seconds:.1f} s{disturbed})"
 

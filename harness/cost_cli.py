@@ -137,7 +137,9 @@ def _show_spread(
         _write_csv(out, ("image", "gmacs"), list(_by_name(spread, folder).items()))
     else:
         height, width = spread.image_size
-        out.write(f"{spread.model} at {height}x{width}: GMACs of {len(spread.gmacs)} images\n")
+        out.write(
+            f"{spread.model} at {height}x{width}: GMACs of {len(spread.gmacs)} image{'s' * (len(spread.gmacs) > 1)}\n"
+        )
         out.write(", ".join(f"{name} {value:.4f}" for name, value in spread.summary().items()) + "\n")
         if spread.fixed:
             out.write("The work does not depend on the image: shapes alone decide it.\n")

@@ -92,7 +92,8 @@ def why_unranked(record: Record) -> str:
     if reasons := record.details.get("disturbed"):
         headline = record.measurements[0]
         measured = f"{headline.metric.name} {headline.value:.{headline.metric.decimals}f} {headline.metric.unit}"
-        return f"disturbed: {'; '.join(reasons)}. Measured {measured}; --rerun measures again"
+        again = "race again" if "race" in record.details else "--rerun measures again"
+        return f"disturbed: {'; '.join(reasons)}. Measured {measured}; {again}"
     return ""
 
 

@@ -11,13 +11,14 @@ from functools import partial
 import numpy
 
 from harness.device import check_device, evaluating, noise, place
+from harness.errors import SetupError
 from harness.graphs import check_graphs, graphed
 from harness.metric import Evaluation, Measurement, Metric
 from harness.models import public_id
 from harness.observe import Observation, observing
 from harness.record import Record, Setup, digest
 from harness.runner import Job, choices, describe, identify, prepare
-from harness.statistics import LEVEL, Difference, compare_rounds
+from harness.statistics import LEVEL, Difference, compare_rounds, least_rounds
 from harness.task import build_task
 from harness.timing import interleave
 
@@ -103,14 +104,19 @@ def race(jobs: Sequence[Job], rounds: int = 40) -> Race:
 
     Args:
         jobs: one a model, with equal setups; their task is `cost`.
-        rounds: turns of each model; at least 15, or no difference can be found.
+        rounds: turns of each model.
 
     Raises:
+        SetupError: in so few rounds no difference could be found.
         BenchError: a model cannot be built, or there is no such device.
     """
     import torch
 
     setup, threads = jobs[0].setup, jobs[0].threads
+    if rounds < (least := least_rounds(len(jobs) - 1)):
+        raise SetupError(
+            f"--rounds is {rounds}; with {len(jobs)} models no difference can be found in fewer than {least} rounds."
+        )
     check_graphs(setup, on_machine=True)
     check_device(setup.device)
     torch.set_num_threads(threads or torch.get_num_threads())

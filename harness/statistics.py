@@ -87,6 +87,17 @@ def signed_rank_test(differences: Sequence[float]) -> float:
     return _two_sided(distance, n * (n + 1) * (2 * n + 1) / 24 - ties / 48)
 
 
+def least_rounds(comparisons: int) -> int:
+    """Return how many rounds it takes to find a difference between models at the level that comparisons share.
+
+    That is where one model is quicker in every round: the least p that the signed-rank test can give.
+    """
+    rounds = 1
+    while signed_rank_test(range(1, rounds + 1)) >= LEVEL / max(1, comparisons):
+        rounds += 1
+    return rounds
+
+
 def _ranks(values: Any) -> tuple[Any, float]:
     """Ranks from 1, equal values sharing their mean rank; and the sum of t^3 - t over groups of t equal values."""
     _, inverse, counts = numpy.unique(values, return_inverse=True, return_counts=True)

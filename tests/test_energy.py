@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.api import summary
 from harness.costs import energy as module
 from harness.costs.energy import Rapl, energy, joules
+from harness.metric import Measurement, Metric
 from harness.nvml import NotReadable
-from harness.record import Setup
+from harness.record import Setup, from_json
 
+GOLDEN = Path(__file__).parent / "golden" / "record_v1.json"
 IMAGES = torch.zeros(4, 3, 2, 2)
 
 
@@ -97,6 +101,12 @@ def test_an_old_gpu_has_no_counter(nvml: Any) -> None:
     with pytest.raises(NotReadable, match="no energy counter"), joules("cuda"):
         pass
     assert nvml.opened == 0
+
+
+def test_the_line_on_a_run_without_a_counter_says_why() -> None:
+    cell = Measurement(Metric("energy_b8", "J/image", higher_is_better=False), None, reason="there is no counter")
+    record = from_json(GOLDEN.read_bytes(), "golden")
+    assert "no energy_b8: there is no counter" in summary(replace(record, measurements=(cell,)))
 
 
 @pytest.mark.gpu

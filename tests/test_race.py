@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import SetupError
 from harness.leaderboard import differences, make_boards
 from harness.observe import Observation
 from harness.race import Race, Standing, race
@@ -36,7 +37,7 @@ def finished(
 
 def test_the_quickest_comes_first_and_the_slow_one_is_found(nets: str) -> None:
     jobs = [Job(model=f"{nets}:{name}", task="cost", setup=SETUP) for name in ("slow", "tiny", "chatty")]
-    found = race(jobs, rounds=16)
+    found = race(jobs, rounds=18)
     standings = found.standings
     assert standings[0].behind is None
     assert standings[-1].model == "nets.py:slow"
@@ -85,11 +86,18 @@ def test_a_disturbed_race_does_not_rank() -> None:
     boards, left_out = make_boards(finished(disturbed=("heat",)).records())
     assert not boards
     assert [item.reason[:15] for item in left_out] == ["disturbed: heat"] * 3
+    assert left_out[0].reason.endswith("race again")
 
 
 def test_a_model_may_race_against_itself() -> None:
     records = finished(models=("a", "a", "a")).records()
     assert len({record.name for record in records}) == 3
+
+
+def test_too_few_rounds_to_find_anything_are_refused() -> None:
+    jobs = [Job(model=name, task="cost", setup=SETUP) for name in ("a", "b", "c")]
+    with pytest.raises(SetupError, match=r"--rounds is 15; with 3 models .* fewer than 16 rounds"):
+        race(jobs, rounds=15)
 
 
 @pytest.mark.parametrize(("rounds", "code"), [("15", 0), ("14", 2)])

@@ -9,8 +9,10 @@ import pytest
 from scipy import stats
 
 from harness.statistics import (
+    LEVEL,
     compare_rounds,
     compare_runs,
+    least_rounds,
     median_error,
     median_interval,
     rank_test,
@@ -122,3 +124,12 @@ def test_runs_are_compared_by_their_medians_alone() -> None:
     difference = compare_runs([run() for _ in range(10)], [run(1.05) for _ in range(10)])
     assert difference.differs
     assert difference.low < 1.05 < difference.high
+
+
+@pytest.mark.parametrize(("comparisons", "rounds"), [(0, 15), (1, 15), (2, 16), (10, 20)])
+def test_least_rounds_are_those_in_which_one_that_always_wins_is_found(comparisons: int, rounds: int) -> None:
+    assert least_rounds(comparisons) == rounds
+    p, before = (
+        stats.wilcoxon(range(1, n + 1), method="asymptotic", correction=True).pvalue for n in (rounds, rounds - 1)
+    )
+    assert p < LEVEL / max(1, comparisons) <= before
