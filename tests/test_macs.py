@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from toys import GRAD_MODES, IMAGES, TOYS, Net, tokens_of, values
 
+from harness.costs import recurrent
 from harness.costs.counter import MacCounter
 from harness.costs.formulas import FORMULAS, count_operator, formula
 from harness.costs.free import FREE, is_free
@@ -116,6 +117,15 @@ def test_a_recurrent_network_is_one_operator_on_meta_tensors(name: str) -> None:
         model(IMAGES)
     assert counter.result().total == count.total
     assert shapes == [shapes[0]] * len(shapes)  # whole or in steps, traced or not
+
+
+def test_fvcore_takes_no_recurrent_network_apart_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its count is the same then, only ten times as slow."""
+    whole, outputs = [], recurrent._outputs
+    monkeypatch.setattr(recurrent, "_outputs", lambda *args: whole.append(1) or outputs(*args))
+    build, expected = TOYS["LSTM"]
+    assert fvcore_macs(build(), IMAGES) == expected
+    assert len(whole) >= 1
 
 
 def test_without_its_formula_a_recurrent_network_is_counted_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
