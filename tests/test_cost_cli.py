@@ -6,14 +6,12 @@ import io
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import typer
 from PIL import Image
 from torch import Tensor, nn
@@ -267,29 +265,6 @@ def test_a_mask_saves_nothing(shaded: Path) -> None:
     spread = spread_over_images(Pruner(True), setup_of(Pruner(True)), find_images(shaded), "mask")
     assert {round(1e9 * gmacs) for gmacs in spread.gmacs.values()} == {32 * 32 * 15}
     assert spread.fixed
-
-
-def test_a_mask_takes_as_long_whatever_it_hides() -> None:
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4)))
-
-        def forward(self, images: Tensor) -> Tensor:
-            tokens = images.reshape(1, -1, 256)
-            return self.layers(tokens * (tokens.mean(-1, keepdim=True) > 0))  # type: ignore[no-any-return]
-
-    model = Masked().eval()
-    everything, nothing = torch.ones(1, 3, 256, 256), -torch.ones(1, 3, 256, 256)
-    kept, hidden = (min(_seconds(model, images) for _ in range(30)) for images in (everything, nothing))
-    assert hidden > 0.7 * kept
-
-
-@torch.no_grad()
-def _seconds(model: nn.Module, images: Tensor) -> float:
-    start = time.perf_counter()
-    model(images)
-    return time.perf_counter() - start
 
 
 def test_the_command_prints_the_distribution(shaded: Path, cost: Cost) -> None:
