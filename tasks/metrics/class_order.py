@@ -41,7 +41,7 @@ class Shuffle:
 
 
 def find_shuffle(pairs: Sequence[Pair]) -> Shuffle | None:
-    """Return the renaming of classes that explains the predictions; None where there is none to speak of.
+    """Return the renaming of classes that explains predictions (target, prediction); None where there is none.
 
     The images of each class are dealt into two halves. The renaming that is best for one half (the Hungarian
     algorithm on its confusion matrix) is scored on the other, so that a model at chance stays at chance. It is
@@ -56,21 +56,31 @@ def find_shuffle(pairs: Sequence[Pair]) -> Shuffle | None:
     """
     if not pairs:
         return None
-    halves = _halves(pairs)
-    renamings = [match(half) for half in halves]
-    right = sum(renamings[1 - side].get(target) == found for side, half in enumerate(halves) for target, found in half)
+    total, halves = len(pairs), _halves(pairs)
     raw = sum(target == found for target, found in pairs)
     targets, predictions = Counter(target for target, _ in pairs), Counter(found for _, found in pairs)
     baseline = max(raw, max(targets.values()))
-    total = len(pairs)
-    if right * (total - baseline) < ODDS * baseline * (total - right) or right <= baseline:
+    # Most predictions are spared the matching, and its import, by what no renaming can exceed.
+    if not _is_far(sum(map(_most, halves)), baseline, total) or _effective(predictions) < SPREAD * _effective(targets):
         return None
-    if right - baseline < SIGMAS * math.sqrt(right + baseline) or _effective(predictions) < SPREAD * _effective(
-        targets
-    ):
-        return None
+    renamings = [match(half) for half in halves]
+    right = sum(renamings[1 - side].get(target) == found for side, half in enumerate(halves) for target, found in half)
     moved = {target: found for target, found in match(pairs).items() if target != found}
-    return Shuffle(100 * right / total, 100 * raw / total, moved) if moved else None
+    return Shuffle(100 * right / total, 100 * raw / total, moved) if _is_far(right, baseline, total) else None
+
+
+def _is_far(right: int, baseline: int, total: int) -> bool:
+    """Whether so many right images are far above the baseline, by odds and by standard errors."""
+    significant = right - baseline > SIGMAS * math.sqrt(right + baseline)
+    return significant and right * (total - baseline) > ODDS * baseline * (total - right)
+
+
+def _most(pairs: Sequence[Pair]) -> int:
+    """How many predictions are right at most, were several classes allowed to have one name."""
+    best: Counter[int] = Counter()
+    for (_, found), count in Counter(pairs).items():
+        best[found] = max(best[found], count)
+    return best.total()
 
 
 def match(pairs: Sequence[Pair]) -> dict[int, int]:
