@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -43,8 +44,7 @@ def find_shared(test: LabelledImages, train: LabelledImages) -> Shared:
     left: Sequence[int] = range(len(test))
     right: Sequence[int] = range(len(train))
     pairs: list[tuple[int, int]] = []
-    keys: tuple[tuple[str, Key], ...] = (("sizes", _size), ("pieces", _piece), ("contents", _content))
-    for what, key in keys:
+    for what, key in _keys(test, train):
         first: dict[Hashable, int] = {}
         values = [key(train, index) for index in track(right, f"compare {what} of training images")]
         for index, value in zip(right, values, strict=True):
@@ -57,16 +57,20 @@ def find_shared(test: LabelledImages, train: LabelledImages) -> Shared:
     return [(test.names[index], train.names[twin]) for index, twin in pairs]
 
 
-def _size(images: LabelledImages, index: int) -> Hashable:
-    return images.sizes[index] if images.sizes else 0
+def _keys(*splits: LabelledImages) -> Iterator[tuple[str, Key]]:
+    """What to compare the images by, the cheapest first; each can be had of all the splits."""
+    if all(images.sizes for images in splits):
+        yield "sizes", lambda images, index: images.sizes[index]
+        if all(isinstance(images.read, Files) for images in splits):
+            yield "pieces", _piece
+    yield "contents", _content
 
 
 def _piece(images: LabelledImages, index: int) -> Hashable:
-    """The middle of a plain file, which for other sources would cost as much as the whole."""
-    if not isinstance(images.read, Files):
-        return b""
+    """The middle of a file; for other sources than files it would cost as much as the whole."""
+    files = cast(Files, images.read)
     try:
-        with open(images.read.folder / images.read.names[index], "rb") as file:
+        with open(files.folder / files.names[index], "rb") as file:
             file.seek(max(0, images.sizes[index] // 2 - PIECE // 2))
             return file.read(PIECE)
     except OSError as error:
