@@ -108,15 +108,14 @@ def shapes(pixels: np.ndarray) -> np.ndarray:
 
 
 def accuracy(difficulty: float, features: Any) -> float:
-    values = [
-        np.array(
-            [features(mini_birds.draw(k, split, i, difficulty=difficulty).pixels) for k in KINDS for i in range(n)]
-        )
-        for split, n in ((0, 16), (1, 8))
-    ]
-    scale = values[0].std(axis=0) + 1e-6
-    head = LogisticRegression(C=10, max_iter=400).fit(values[0] / scale, np.repeat(KINDS, 16))
-    return float(head.score(values[1] / scale, np.repeat(KINDS, 8)))
+    def split(number: int, count: int) -> np.ndarray:
+        birds = [mini_birds.draw(k, number, i, difficulty=difficulty) for k in KINDS for i in range(count)]
+        return np.array([features(bird.pixels) for bird in birds])
+
+    train, test = split(0, 16), split(1, 8)
+    mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
+    head = LogisticRegression(max_iter=2000).fit((train - mean) / scale, np.repeat(KINDS, 16))
+    return float(head.score((test - mean) / scale, np.repeat(KINDS, 8)))
 
 
 def test_the_score_falls_as_the_marks_fade() -> None:
