@@ -14,7 +14,6 @@ from harness.task import build_task
 # Package, its import name, and what it is for.
 OPTIONAL = (
     ("datasets", "datasets", "ImageNet from Hugging Face or parquet files"),
-    ("scipy", "scipy", "the ImageNet devkit's own ground-truth list"),
     ("nvidia-ml-py", "pynvml", "clock, heat, company and energy of a GPU"),
     ("scikit-learn", "sklearn", "the reference tests"),
 )

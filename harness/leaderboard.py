@@ -89,11 +89,13 @@ def why_unranked(record: Record) -> str:
         return "random weights: the classifier was never trained"
     if not record.measurements or record.measurements[0].value is None:
         return record.measurements[0].reason if record.measurements else "no measurements"
+    headline = record.measurements[0]
+    measured = f"Measured {headline.metric.name} {headline.value:.{headline.metric.decimals}f} {headline.metric.unit}"
+    if reasons := record.details.get("unranked"):
+        return f"{'; '.join(reasons)}. {measured}"
     if reasons := record.details.get("disturbed"):
-        headline = record.measurements[0]
-        measured = f"{headline.metric.name} {headline.value:.{headline.metric.decimals}f} {headline.metric.unit}"
         again = "race again" if "race" in record.details else "--rerun measures again"
-        return f"disturbed: {'; '.join(reasons)}. Measured {measured}; {again}"
+        return f"disturbed: {'; '.join(reasons)}. {measured}; {again}"
     return ""
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.metric import Evaluation
+from harness.progress import say
 from harness.record import DataStamp, Setup
 from harness.registry import PROTOCOLS, Entry
 from harness.task import BatchTask
+from tasks.data.canaries import examine
 from tasks.data.labelled import LabelledImages
 from tasks.frozen import FrozenProtocol
 
@@ -77,10 +79,15 @@ class Classification(BatchTask):
         return predict
 
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
-        """Evaluate, and say in the record what the protocol chose."""
+        """Evaluate, and say in the record what the protocol chose and what the data is like."""
         frozen = isinstance(self.protocol, FrozenProtocol)
         evaluation = self.protocol.evaluate(model, self, setup) if frozen else super().evaluate(model, setup)
-        return replace(evaluation, details={**evaluation.details, **self.protocol.details})
+        found, doubts = examine(self.split(self.evaluated_on), [self.split(name) for name in self.protocol.trains_on])
+        details = {**evaluation.details, **self.protocol.details, **found}
+        if unranked := [*evaluation.details.get("unranked", ()), *doubts]:
+            details["unranked"] = unranked
+            say(f"{self.split(self.evaluated_on).stamp.name}: {'; '.join(unranked)}. The result does not rank.")
+        return replace(evaluation, details=details)
 
     def split_batches(self, name: str, setup: Setup) -> Batches:
         """Return the batches of a split, or of so much of it as the setup's limit allows."""
@@ -100,7 +107,12 @@ class Classification(BatchTask):
         """Return accuracy, with second opinions on the labels where the data set has them."""
         from tasks.metrics.accuracy import Accuracy
 
-        return Accuracy(self.num_classes, self.reassessed())
+        return Accuracy(self.num_classes, self.reassessed(), self.per_class)
+
+    @property
+    def per_class(self) -> bool:
+        """Whether the headline is the mean of the classes' accuracies."""
+        return False
 
     def reassessed(self) -> Mapping[str, Sequence[int]]:
         """Return reassessed labels by image name; none unless a data set has them."""

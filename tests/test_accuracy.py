@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import Tensor
 
 from harness.errors import DataError, ModelError
@@ -176,3 +177,32 @@ def test_a_broken_row_is_wrong_for_real_too() -> None:
     scores = torch.eye(8)
     scores[0] = NAN
     assert values(evaluate(scores, list(range(8)), real={"0": [0], "1": [1]}))["real_top1"] == 50.0
+
+
+# The mean of the classes' accuracies
+
+
+@pytest.mark.parametrize("classes", [3, 10, 200])
+def test_mean_per_class_equals_scikit_learn(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    # Unequal classes, of which the last two do not occur; the model predicts them nevertheless.
+    targets = np.minimum(rng.geometric(3 / classes, 400) - 1, max(0, classes - 3))
+    found = np.where(rng.random(400) < 0.5, targets, rng.integers(classes, size=400))
+    scores = torch.nn.functional.one_hot(torch.tensor(found), classes).float()
+    evaluation = evaluate(scores, targets.tolist(), per_class=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+        truth = 100 * balanced_accuracy_score(targets, found)
+    assert values(evaluation)["mean_per_class"] == pytest.approx(truth, abs=1e-12)
+    assert [measurement.metric.name for measurement in evaluation.measurements][:2] == ["mean_per_class", "top1"]
+
+
+def test_mean_per_class_by_hand() -> None:
+    scores = torch.eye(3)[[0, 0, 0, 1, 1]]
+    scores[4] = NAN
+    # Three of three right, one of one wrong, one broken of one: classes weigh alike, images do not.
+    assert values(evaluate(scores, [0, 0, 0, 2, 1], per_class=True)) == {
+        "mean_per_class": pytest.approx(100 / 3),
+        "top1": 60.0,
+    }
+    assert "mean_per_class" not in values(evaluate(scores, [0, 0, 0, 2, 1]))

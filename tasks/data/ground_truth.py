@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DataError, MissingPackage, reason
+from harness.errors import DataError, reason
 from tasks.data.image_folder import no_images
 from tasks.data.labelled import EXTENSIONS, LabelledImages, from_files, images_in, to_targets
 
@@ -161,11 +161,9 @@ def _from_devkit(labels: list[str], listing: Path) -> list[str]:
 
 def _devkit_ids(meta: Path) -> dict[str, str]:
     """The class ids by the devkit's own."""
-    try:
-        import numpy
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingPackage("scipy", "Reading the devkit's meta.mat") from error
+    import numpy
+    from scipy.io import loadmat
+
     try:
         synsets: Any = numpy.atleast_1d(loadmat(meta, squeeze_me=True, struct_as_record=False)["synsets"])
         return {str(int(synset.ILSVRC2012_ID)): str(synset.WNID) for synset in synsets}

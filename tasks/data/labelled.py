@@ -26,6 +26,9 @@ class LabelledImages:
         read: from an index to the content of the image file.
         classes: the names of the classes, in index order.
         stamp: what the record says of the data.
+        sizes: of the image files in bytes; empty where they are not known.
+        order: the name of the file that gives the class order; empty where none does.
+        absent: the images that the data set lists and that are not there.
     """
 
     names: Sequence[str]
@@ -33,6 +36,9 @@ class LabelledImages:
     read: Callable[[int], bytes]
     classes: tuple[str, ...]
     stamp: DataStamp
+    sizes: Sequence[int] = ()
+    order: str = ""
+    absent: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,8 +93,9 @@ def from_files(
     Raises:
         DataError: a file cannot be read.
     """
-    stamped = stamp(name, split, names, targets, (_size(folder, image) for image in names), len(classes))
-    return LabelledImages(names, targets, Files(folder, names), classes, stamped)
+    sizes = [_size(folder, image) for image in names]
+    stamped = stamp(name, split, names, targets, sizes, len(classes))
+    return LabelledImages(names, targets, Files(folder, names), classes, stamped, sizes)
 
 
 def _size(folder: Path, name: str) -> int:

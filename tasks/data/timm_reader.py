@@ -106,9 +106,8 @@ def read_tars(tars: Sequence[Path], home: Path, classes: tuple[str, ...], name: 
     else:
         targets = to_targets([member.label for member in members], classes, tars[0].name)
     sizes = [member.size for member in members]
-    return LabelledImages(
-        names, targets, TarBytes(members), classes, stamp(name, split, names, targets, sizes, len(classes))
-    )
+    stamped = stamp(name, split, names, targets, sizes, len(classes))
+    return LabelledImages(names, targets, TarBytes(members), classes, stamped, sizes)
 
 
 def _members(path: Path) -> list[Member]:
@@ -193,7 +192,7 @@ def read_hugging_face(location: str, classes: tuple[str, ...], name: str, split:
         raise DataError(f"{origin} holds no images in its split {split!r}. Download it again.")
     targets = to_targets(labels, classes, origin)
     stamped = stamp(name, split, names, targets, sizes, len(classes))
-    return LabelledImages(names, targets, ReaderBytes(reader, names), classes, stamped)
+    return LabelledImages(names, targets, ReaderBytes(reader, names), classes, stamped, sizes)
 
 
 def _hugging_face_reader(location: str, split: str) -> Any:

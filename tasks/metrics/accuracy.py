@@ -1,19 +1,22 @@
-"""Top-1 and top-5 accuracy, with a stated rule for ties and for outputs that are not finite."""
+"""Top-1, top-5 and mean per-class accuracy, with a stated rule for ties and for outputs that are not finite."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
 from harness.task import Batch
+from tasks.metrics.class_order import find_shuffle
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TOP1 = Metric("top1", "%", higher_is_better=True)
 TOP5 = Metric("top5", "%", higher_is_better=True)
+MEAN_PER_CLASS = Metric("mean_per_class", "%", higher_is_better=True)
 REAL = Metric("real_top1", "%", higher_is_better=True)
 NONE = -1  # in the place of a class
 TIES = "scores are compared in fp32; of equal scores the lower class index ranks first"
@@ -29,11 +32,13 @@ class Accuracy:
         classes: how many.
         real: for items, the classes that are right in ImageNet ReaL (arXiv:2006.07159); those without any are left
             out of that number.
+        per_class: whether the headline is the mean of the classes' accuracies, over those that have images.
     """
 
-    def __init__(self, classes: int, real: Mapping[str, Sequence[int]] | None = None) -> None:
+    def __init__(self, classes: int, real: Mapping[str, Sequence[int]] | None = None, per_class: bool = False) -> None:
         self._classes = classes
         self._real = real or {}
+        self._per_class = per_class
         self.rows: list[Row] = []
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
@@ -44,6 +49,8 @@ class Accuracy:
 
     def compute(self) -> Evaluation:
         """Return top-1, top-5 where there are more than five classes, and ReaL top-1 where there are labels.
+
+        Predictions that are right but for the order of the classes are reported, and do not rank.
 
         Raises:
             ModelError: no row was finite.
@@ -57,7 +64,8 @@ class Accuracy:
                 f"All {len(self.rows)} outputs hold NaN or infinity: the weights or the precision are broken. "
                 "Try --precision fp32."
             )
-        measurements = [Measurement(TOP1, self._share(1))]
+        measurements = [Measurement(MEAN_PER_CLASS, self._mean_per_class())] if self._per_class else []
+        measurements.append(Measurement(TOP1, self._share(1)))
         if self._classes > 5:
             measurements.append(Measurement(TOP5, self._share(5)))
         if judged := [row for row in self.rows if self._real.get(str(row[0]))]:
@@ -68,12 +76,26 @@ class Accuracy:
             details["real_images"] = len(judged)
         if broken:
             details["not_finite_items"] = broken[:20]
+        details |= self._order()
         columns = ("item", "target", *(f"top{place}" for place in range(1, min(5, self._classes) + 1)))
         return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(self.rows)))
 
     def _share(self, k: int) -> float:
         """Percentage of images whose target is among the best k."""
         return 100 * sum(row[1] in row[2 : 2 + k] for row in self.rows) / len(self.rows)
+
+    def _mean_per_class(self) -> float:
+        """Percentage of a class's images that are right, averaged over the classes that have any."""
+        images = Counter(row[1] for row in self.rows)
+        right = Counter(row[1] for row in self.rows if row[1] == row[2])
+        return 100 * sum(right[target] / count for target, count in images.items()) / len(images)
+
+    def _order(self) -> dict[str, Any]:
+        """What to say where the predictions are right but for the order of the classes; nothing otherwise."""
+        shuffle = find_shuffle([(int(row[1]), int(row[2])) for row in self.rows if row[2] != NONE])
+        if shuffle is None:
+            return {}
+        return {"class_order": shuffle.remark, "class_mapping": shuffle.pairs, "unranked": [shuffle.remark]}
 
 
 def rank(scores: Tensor, k: int) -> Tensor:
