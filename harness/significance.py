@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
 
 from harness.errors import RecordError
 from harness.metric import Outcomes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 LEVEL = 0.05
 RESAMPLES = 2000
@@ -151,13 +148,16 @@ def bootstrap_difference(
     return float(differences.mean()), float(low), float(high)
 
 
-def disagreements(first: Outcomes, second: Outcomes, metric: str, most: int = 10) -> Mapping[str, list[str]]:
-    """Return items that only one of two models gets right for a metric, the first `most` of each kind by name."""
-    one, other = hits(first, metric), hits(second, metric)
-    if one is None or other is None:
-        return {"gained": [], "lost": []}
-    names = [str(row[0]) for row in first.rows]
-    return {
-        "gained": sorted(name for name, a, b in zip(names, one, other, strict=True) if b and not a)[:most],
-        "lost": sorted(name for name, a, b in zip(names, one, other, strict=True) if a and not b)[:most],
-    }
+def disagreements(first: Outcomes, second: Outcomes, most: int = 10) -> list[tuple[str, int, int]]:
+    """Return the items on which two models disagree most, as item and the place of the right class in either's order.
+
+    The place is 0 where the right class is not among the stored ones. Items of which the right class is first for both,
+    or for none, are no disagreement.
+    """
+    found = []
+    for one, other in zip(first.rows, second.rows, strict=True):
+        places = [row[2:].index(row[1]) + 1 if row[1] in row[2:] else 0 for row in (one, other)]
+        if (places[0] == 1) != (places[1] == 1):
+            distance = abs((places[0] or len(one)) - (places[1] or len(other)))
+            found.append((-distance, str(one[0]), places[0], places[1]))
+    return [(name, a, b) for _, name, a, b in sorted(found)[:most]]

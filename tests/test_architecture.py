@@ -14,9 +14,9 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record",
     "environment", "factory", "models", "weights", "features", "preprocessing", "device", "nvml", "observe", "timing",
-    "task_id", "task", "runner", "costs", "executors", "store", "api", "race", "leaderboard", "tables", "gate",
-    "gate_report", "baseline", "doctor", "breakdown", "reference", "scaling", "sweep", "plot", "options", "command",
-    "cost_cli", "sweep_cli", "gate_cli", "cli",
+    "task_id", "task", "runner", "costs", "executors", "store", "api", "race", "leaderboard", "tables", "compare",
+    "gate", "gate_report", "baseline", "doctor", "breakdown", "reference", "scaling", "sweep", "plot", "options",
+    "command", "cost_cli", "sweep_cli", "compare_cli", "cli",
 )  # fmt: skip
 
 

@@ -110,9 +110,11 @@ def test_the_bootstrap_of_paired_values_covers_the_truth() -> None:
     assert 0.92 <= covered / 300 <= 0.98
 
 
-def test_the_items_that_only_one_gets_right() -> None:
+def test_the_items_on_which_two_models_disagree_most() -> None:
     other = Outcomes(OUTCOMES.columns, (("a", 1, 0, 2), ("b", 2, 2, 0), ("c", 0, 1, 2)))
-    assert disagreements(OUTCOMES, other, "top1") == {"gained": ["b"], "lost": ["a"]}
+    assert disagreements(OUTCOMES, other) == [("a", 1, 0), ("b", 2, 1)]
+    assert disagreements(OUTCOMES, other, most=1) == [("a", 1, 0)]
+    assert disagreements(OUTCOMES, OUTCOMES) == []
 
 
 def test_outcomes_of_other_items_are_not_paired() -> None:

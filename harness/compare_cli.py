@@ -1,4 +1,4 @@
-"""The command `check`: is a change worse than its baseline?"""
+"""The commands `compare` and `check`: how two models differ, and whether a change is worse than its baseline."""
 
 from __future__ import annotations
 
@@ -49,3 +49,16 @@ def check(
         with open(summary, "a", encoding="utf-8") as file:
             file.write(page)
     raise typer.Exit(exit_code(findings, rules))
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A model as the records name it.")],
+    second: Annotated[str, typer.Argument(help="Another.")],
+    results: options.Results = Path("results"),
+) -> None:
+    """Print every task that two models share: difference, interval, test, and the items on which they disagree most."""
+    from harness.compare import compare as find
+    from harness.compare import to_markdown
+    from harness.store import Store
+
+    print(to_markdown(first, second, *find(Store(results), first, second)))
