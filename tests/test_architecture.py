@@ -15,8 +15,8 @@ ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record",
     "environment", "factory", "models", "weights", "features", "preprocessing", "device", "nvml", "observe", "timing",
     "task_id", "task", "runner", "costs", "executors", "store", "api", "race", "leaderboard", "tables", "compare",
-    "gate", "gate_report", "baseline", "doctor", "breakdown", "reference", "scaling", "sweep", "plot", "options",
-    "command", "cost_cli", "sweep_cli", "compare_cli", "cli",
+    "gate", "gate_report", "baseline", "inspection", "submission", "doctor", "breakdown", "reference",
+    "scaling", "sweep", "plot", "options", "command", "cost_cli", "sweep_cli", "compare_cli", "cli",
 )  # fmt: skip
 
 
