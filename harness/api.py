@@ -12,6 +12,7 @@ from harness.device import PRECISIONS, check_device, default_device
 from harness.environment import cores
 from harness.errors import DuplicateName, SetupError
 from harness.executors import inline, process
+from harness.graphs import check_graphs
 from harness.journal import Journal
 from harness.metric import Outcomes
 from harness.models import callable_id, public_id
@@ -173,6 +174,8 @@ def identify_all(jobs: Sequence[Job]) -> list[Request]:
     tasks = {job.task: build_task(job.task, job.data) for job in jobs}
     for device in {job.setup.device for job in jobs}:
         check_device(device)
+    for job in jobs:
+        check_graphs(job.setup, tasks[job.task].machine_bound)
     return [identify(job, tasks[job.task]) for job in jobs]
 
 

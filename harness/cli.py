@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from harness import compare_cli, cost_cli, options, sweep_cli
+from harness import board_cli, compare_cli, cost_cli, options, sweep_cli
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError
 
@@ -32,6 +32,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Make the embedded data sets, 
 app.add_typer(data_app, name="data")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
+app.command("board")(board_cli.board)
 app.command("check")(compare_cli.check)
 app.command("compare")(compare_cli.compare)
 
@@ -49,6 +50,7 @@ def run(
     precision: options.Precision = "fp32",
     channels_last: options.ChannelsLast = False,
     compile: options.Compile = False,
+    cuda_graphs: options.CudaGraphs = False,
     device: options.Device = None,
     seed: options.Seed = 0,
     limit: options.Limit = None,
@@ -95,16 +97,20 @@ def race(
     precision: options.Precision = "fp32",
     channels_last: options.ChannelsLast = False,
     compile: options.Compile = False,
+    cuda_graphs: options.CudaGraphs = False,
     device: options.Device = None,
     seed: options.Seed = 0,
     image_size: options.ImageSize = None,
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Turns of each model; at least 15.", min=15)] = 40,
+    results: Annotated[
+        Path | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
+    ] = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Time models in turns in one process, so that drift hits all alike, and say which differ; writes no record."""
+    """Time models in turns in one process, so that drift hits all alike, and say which differ."""
     chosen = dict(locals())
-    for name in ("model", "rounds", "threads", "quiet"):
+    for name in ("model", "rounds", "threads", "results", "quiet"):
         del chosen[name]
     set_quiet(quiet)
 
@@ -112,6 +118,7 @@ def race(
     from harness.progress import waiting
     from harness.race import race as take_turns
     from harness.runner import Job
+    from harness.store import Store
     from harness.tables import race_to_markdown
 
     setup, file = build_setup(**chosen | {"image_size": parse_size(image_size)})
@@ -119,7 +126,10 @@ def race(
         found = take_turns(
             [Job(model=name, task="cost", setup=setup, weights_file=file, threads=threads) for name in model], rounds
         )
-    print(race_to_markdown(*found))
+    print(race_to_markdown(found))
+    if results is not None:
+        for record in found.records():
+            Store(results).save(record)
 
 
 @app.command("list")
@@ -145,27 +155,6 @@ def list_(
     console.print(table)
     more = " Also any timm:NAME, package.module:callable and path/to/file.py:callable." if kind == "models" else ""
     console.print(f"{len(entries)} {kind}.{more}")
-
-
-@app.command()
-def board(
-    results: options.Results = RESULTS,
-    quiet: options.Quiet = False,
-) -> None:
-    """Rank the records, and write README.md and leaderboard.csv beside them."""
-    from harness.leaderboard import make_boards
-    from harness.store import Store, write_atomically
-    from harness.tables import to_csv, to_markdown
-
-    if not results.is_dir():
-        raise BenchError(f"There is no results folder {str(results)!r}. Run something first: run_bench.py run --help")
-    boards, left_out = make_boards(Store(results).load())
-    page = to_markdown(boards, left_out)
-    write_atomically(results / "README.md", page.encode())
-    write_atomically(results / "leaderboard.csv", to_csv(boards).encode())
-    if not quiet:
-        print(page)
-        print(f"Written to {results / 'README.md'} and {results / 'leaderboard.csv'}.", file=sys.stderr)
 
 
 @data_app.command("mini")

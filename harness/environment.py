@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from harness.cgroup import quota
+from harness.nvml import NotReadable, open_gpu
 from harness.record import Environment
 from harness.registry import ROOT
 
@@ -21,6 +23,7 @@ def environment(device: str) -> Environment:
     import torch
 
     commit, dirty = _commit()
+    software, power_limit = gpu_state(device) if device.startswith("cuda") else ({}, None)
     return Environment(
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(),
         cpu=cpu_name(),
@@ -29,9 +32,11 @@ def environment(device: str) -> Environment:
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions=versions(),
+        versions=versions() | software,
         commit=commit,
         dirty=dirty,
+        power_limit=power_limit,
+        cpu_quota=quota(),
     )
 
 
@@ -40,8 +45,22 @@ def machine(device: str, threads: int) -> tuple[str, ...]:
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.get_device_name(device), versions()["torch"]
-    return cpu_name(), str(cores()), str(threads), versions()["torch"]
+        software, power_limit = gpu_state(device)
+        name = torch.cuda.get_device_name(device)
+        return name, versions()["torch"], *map(str, software.values()), str(power_limit)
+    return cpu_name(), str(cores()), str(threads), versions()["torch"], str(quota())
+
+
+def gpu_state(device: str) -> tuple[dict[str, str], float | None]:
+    """Return the versions of CUDA, cuDNN and the driver, and the power limit in W; the last two only where NVML is."""
+    import torch
+
+    found = {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
+    try:
+        with open_gpu(device) as gpu:
+            return found | {"driver": gpu.driver() or "unknown"}, gpu.power_limit()
+    except NotReadable:
+        return found, None
 
 
 def cores() -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.metric import Metric
-from harness.record import Record
+from harness.record import Record, Setup
 
 # Costs that do not depend on the machine stand beside accuracy too.
 JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G", higher_is_better=False))
@@ -19,6 +19,9 @@ class Row:
 
     Args:
         label: model, weights and image size, unique in the board: rows that would look alike end in their record's key.
+        tied: whether a neighbour has the same value, or does not differ beyond chance.
+        ranks: the best and the worst rank that the data allow, jointly at 95 %; None where nothing tells.
+        intervals: the 95 % interval of a value by its metric, where the record has one.
     """
 
     label: tuple[str, str, str]
@@ -26,6 +29,8 @@ class Row:
     tied: bool
     record: Record
     values: Mapping[str, float | None]
+    ranks: tuple[int, int] | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,15 +101,42 @@ def conditions(record: Record) -> tuple[tuple[str, str], ...]:
     if record.untrained == "apart":
         found.append(("weights", "random" if setup.weights.source == "random" else "trained"))
     if record.machine_bound:
+        found += _machine(record)
         found += [
-            ("device", record.environment.device),
-            ("threads", str(record.environment.threads) if setup.device == "cpu" else "any"),
-            ("torch", record.environment.versions.get("torch", "?")),
             ("batch", str(setup.batch_size)),
+            ("image", _size(setup)),
             ("layout", "channels last" if setup.channels_last else "contiguous"),
-            ("mode", "compiled" if setup.compile else "eager"),
+            ("mode", _mode(setup)),
         ]
+    if race := record.details.get("race"):
+        found.append(("race", f"{race['id']}, {len(race['models'])} models in turns, {race['rounds']} rounds"))
     return tuple(found)
+
+
+def _machine(record: Record) -> list[tuple[str, str]]:
+    """What decides a cost beside the setup: the hardware, what limits it, and the software that drives it."""
+    place, versions = record.environment, record.environment.versions
+    found = [("device", place.device), ("torch", versions.get("torch", "?"))]
+    if record.setup.device == "cpu":
+        quota = "none" if place.cpu_quota is None else f"{place.cpu_quota:g} cores"
+        return [*found, ("threads", str(place.threads)), ("CPU quota", quota)]
+    limit = "?" if place.power_limit is None else f"{place.power_limit:g} W"
+    return [
+        *found,
+        ("CUDA", versions.get("cuda", "?")),
+        ("driver", versions.get("driver", "?")),
+        ("power limit", limit),
+    ]
+
+
+def _size(setup: Setup) -> str:
+    """Height and width of the input, or the side of a square one."""
+    height, width = setup.preprocessing.image_size or (0, 0)
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _mode(setup: Setup) -> str:
+    return ("compiled" if setup.compile else "eager") + (", CUDA graphs" if setup.cuda_graphs else "")
 
 
 def who(record: Record) -> tuple[str, str, str]:
@@ -113,8 +145,7 @@ def who(record: Record) -> tuple[str, str, str]:
     source = weights.file or weights.source
     if weights.missing or weights.unexpected:
         source += f" (partial: {len(weights.missing)} missing, {len(weights.unexpected)} unexpected)"
-    size = preprocessing.image_size or (0, 0)
-    image = str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+    image = _size(record.setup)
     if preprocessing.overridden:
         image += f" (set: {', '.join(preprocessing.overridden)})"
     return record.model, source, image
@@ -130,8 +161,9 @@ def differences(boards: Sequence[Board]) -> dict[str, list[str]]:
 
 def _differing(group: Sequence[Board]) -> list[str]:
     """The labels of the conditions that not all boards of a group share."""
-    first = dict(group[0].conditions)
-    return sorted({label for board in group for label, value in board.conditions if value != first.get(label)})
+    all_conditions = [dict(board.conditions) for board in group]
+    labels = {label for conditions in all_conditions for label in conditions}
+    return sorted(label for label in labels if len({conditions.get(label) for conditions in all_conditions}) > 1)
 
 
 def _board(
@@ -154,6 +186,7 @@ def _board(
             tied=scores.count(score) > 1,
             record=record,
             values={**(costs.get(_identity(record), {}) if joined else {}), **record.values()},
+            intervals={m.metric.name: m.interval for m in record.measurements if m.interval is not None},
         )
         for record, score, label in zip(best_first, scores, labels, strict=True)
     ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 INSTALL = "needs nvidia-ml-py: pip install 'backbone-bench[gpu]'"
 
@@ -56,6 +58,10 @@ class Gpu:
         """W, as the board is sold."""
         return self._read(lambda: self._nvml.nvmlDeviceGetPowerManagementDefaultLimit(self._handle) / 1000)
 
+    def driver(self) -> str | None:
+        """Return the version of the driver."""
+        return self._read(lambda: str(self._nvml.nvmlSystemGetDriverVersion()))
+
     def energy(self) -> float | None:
         """J that the whole board has used since the driver was loaded; Volta and later."""
         return self._read(lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000)
@@ -77,7 +83,7 @@ class Gpu:
 
         return self._read(count)
 
-    def _read(self, function: Callable[[], float]) -> float | None:
+    def _read(self, function: Callable[[], T]) -> T | None:
         try:
             return function()
         except self._nvml.NVMLError:

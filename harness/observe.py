@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from harness.cgroup import periods, quota
 from harness.environment import cores
 from harness.nvml import POWER_CAP, Gpu, NotReadable, open_gpu
 
@@ -45,7 +46,7 @@ class Watch(Protocol):
 
 
 class ProcessorWatch:
-    """Load average, and what other processes took of the cores that this one may use.
+    """Load average, what other processes took of the cores that this one may use, and whether a CPU quota held it back.
 
     They disturb by what they took beyond the cores that the measured threads left free: on eight cores a measurement
     with four threads bears four busy neighbours, one with eight threads bears none.
@@ -57,6 +58,7 @@ class ProcessorWatch:
     def __init__(self, threads: int) -> None:
         self._threads, self._cores = threads, cores()
         self._loads: list[float] = []
+        self._periods = periods()
         self._busy, self._own, self._clock = busy_seconds(), time.process_time(), time.perf_counter()
 
     def look(self) -> None:
@@ -71,17 +73,29 @@ class ProcessorWatch:
         others = max(0.0, busy_seconds() - self._busy - own - TICK_SECONDS * self._cores)
         spare = max(0, self._cores - self._threads)
         company = max(0.0, others / wall - spare) / self._threads
-        seen = {
+        seen: dict[str, Any] = {
             "load_average": spread(self._loads),
             "threads": self._threads,
             "cores": self._cores,
             "others_busy_cores": round(others / wall, 3),
             "others_share_of_threads": round(company, 3),
         }
-        if company <= COMPANY_LIMIT:
-            return Observation(seen)
-        taken = f"other processes took {100 * company:.0f} % of the time of the {self._threads} measured threads"
-        return Observation(seen, (f"{taken} (limit {100 * COMPANY_LIMIT:.0f} %)",))
+        disturbed = []
+        if company > COMPANY_LIMIT:
+            taken = f"other processes took {100 * company:.0f} % of the time of the {self._threads} measured threads"
+            disturbed.append(f"{taken} (limit {100 * COMPANY_LIMIT:.0f} %)")
+        allowed, held_back = quota(), self._held_back()
+        if allowed is not None:
+            seen |= {"cpu_quota": allowed, "cpu_quota_throttled": round(held_back, 3)}
+        if held_back > COMPANY_LIMIT:
+            kept = f"the CPU quota of {allowed:g} cores was used up in {100 * held_back:.0f} % of its periods"
+            disturbed.append(f"{kept} (limit {100 * COMPANY_LIMIT:.0f} %)")
+        return Observation(seen, tuple(disturbed))
+
+    def _held_back(self) -> float:
+        """The share of the quota's periods at whose end the processes of the control group had to wait."""
+        passed, throttled = (now - before for now, before in zip(periods(), self._periods, strict=True))
+        return throttled / passed if passed else 0.0
 
 
 class GpuWatch:

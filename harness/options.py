@@ -29,6 +29,9 @@ BatchSize = Annotated[int, typer.Option(help="Images per forward pass; for cost 
 Precision = Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory layout.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")]
+CudaGraphs = Annotated[
+    bool, typer.Option("--cuda-graphs", help="Costs: record a pass once as a CUDA graph, and measure its replay.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default cuda where there is one.")]
 Seed = Annotated[int, typer.Option(help="Of random weights and of generated inputs.")]
 Limit = Annotated[int | None, typer.Option(help="Evaluate only N items, spread evenly; never ranks.")]

@@ -82,6 +82,7 @@ class Setup:
 
     Args:
         batch_size: images per forward pass; for cost the larger of the two batches.
+        cuda_graphs: whether passes that are measured are replayed from a CUDA graph.
         limit: evaluate only so many items, spread evenly over the data set; such a run never ranks.
     """
 
@@ -91,6 +92,7 @@ class Setup:
     precision: Precision = "fp32"
     channels_last: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     device: str = "cpu"
     seed: int = 0
     limit: int | None = None
@@ -109,7 +111,13 @@ class DataStamp:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Where a record was made. Nothing here tells a path, a host or a user."""
+    """Where a record was made. Nothing here tells a path, a host or a user.
+
+    Args:
+        versions: of packages; on a GPU also of CUDA, cuDNN and, where NVML tells, the driver.
+        power_limit: of the GPU in W; None on the CPU, or where NVML does not tell.
+        cpu_quota: cores' worth of time that a container or scheduler allows; None for no quota.
+    """
 
     device: str
     cpu: str
@@ -121,6 +129,8 @@ class Environment:
     versions: dict[str, str]
     commit: str
     dirty: bool
+    power_limit: float | None = None
+    cpu_quota: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

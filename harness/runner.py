@@ -161,8 +161,13 @@ def describe(
 
 def command(job: Job) -> str:
     """Return the command line that makes a job's record again, with files named without their folders."""
+    return " ".join(["run_bench.py", "run", "--model", public_id(job.model), "--task", job.task, *choices(job)])
+
+
+def choices(job: Job) -> list[str]:
+    """Return the words of a command line that say what differs from the defaults."""
     setup, default = job.setup, Setup()
-    words = ["run_bench.py", "run", "--model", public_id(job.model), "--task", job.task]
+    words: list[str] = []
     source = setup.weights.file or setup.weights.source
     if source != "random":
         words += ["--weights", source]
@@ -172,7 +177,7 @@ def command(job: Job) -> str:
     for name, value in {**chosen, "threads": job.threads}.items():
         if value != getattr(default, name, None):
             words += [f"--{name.replace('_', '-')}", str(value)]
-    for name in ("channels_last", "compile"):
+    for name in ("channels_last", "compile", "cuda_graphs"):
         if getattr(setup, name):
             words.append(f"--{name.replace('_', '-')}")
     for name in ("image_size", "crop_pct", "crop_mode", "interpolation", "decoder", "mean", "std"):
@@ -184,4 +189,4 @@ def command(job: Job) -> str:
             ]
     if setup.preprocessing.antialias is not None:
         words.append("--antialias" if setup.preprocessing.antialias else "--no-antialias")
-    return " ".join(words)
+    return words

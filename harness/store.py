@@ -72,6 +72,10 @@ class Store:
             ) from error
         return record
 
+    def has_outcomes(self, record: Record) -> bool:
+        """Whether the outcomes of a record are beside it."""
+        return (self.outcomes / f"{record.name}.csv.gz").is_file()
+
     def read_outcomes(self, record: Record) -> Outcomes:
         """Read the outcome of every item of a record.
 

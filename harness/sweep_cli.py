@@ -43,6 +43,7 @@ def sweep(
     precision: options.Precision = "fp32",
     channels_last: options.ChannelsLast = False,
     compile: options.Compile = False,
+    cuda_graphs: options.CudaGraphs = False,
     device: options.Device = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
@@ -64,7 +65,7 @@ def sweep(
     curves = measure(
         model, metric or list(METRICS), parse_sides(image_size), Store(results), weights=weights, threads=threads,
         executor=executor, rerun=rerun, batch_size=batch_size, precision=precision, channels_last=channels_last,
-        compile=compile, device=device, seed=seed,
+        compile=compile, cuda_graphs=cuda_graphs, device=device, seed=seed,
     )  # fmt: skip
     written = write(curves, results / "sweeps", name)
     report(out, curves, written, json)

@@ -170,12 +170,20 @@ def queued_passes(call: Call, device: str, milliseconds: float) -> list[float]:
 
 
 def interleave(
-    calls: Sequence[Call], device: str, rounds: int = 40, passes: int = 3, seed: int = 0
+    calls: Sequence[Call],
+    device: str,
+    rounds: int = 40,
+    passes: int = 3,
+    seed: int = 0,
+    look: Call = lambda: None,
 ) -> list[list[list[float]]]:
     """Time several calls in turns, so that drift hits all alike.
 
     Each round runs every call, in an order drawn anew; a turn starts with a pass that does not count, since the caches
     are still full of another's weights.
+
+    Args:
+        look: called after each turn.
 
     Returns:
         For each call its rounds, each with the ms of its passes.
@@ -189,6 +197,7 @@ def interleave(
         for index in order:
             time_pass(calls[index], device)
             found[index].append([time_pass(calls[index], device) for _ in range(passes)])
+            look()
     return found
 
 

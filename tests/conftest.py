@@ -137,6 +137,7 @@ class FakeNvml(ModuleType):
         "nvmlDeviceGetPowerUsage": "power",
         "nvmlDeviceGetPowerManagementLimit": "limit",
         "nvmlDeviceGetPowerManagementDefaultLimit": "default",
+        "nvmlSystemGetDriverVersion": "driver_version",
         "nvmlDeviceGetTotalEnergyConsumption": "energy",
         "nvmlDeviceGetCurrentClocksThrottleReasons": "throttling",
         "nvmlDeviceGetComputeRunningProcesses": "processes",
@@ -148,7 +149,7 @@ class FakeNvml(ModuleType):
         self.asked: list[str] = []
         self.state: dict[str, Any] = {
             "clock": 1980, "temperature": 45, "power": 350_000, "limit": 700_000, "default": 700_000, "energy": 1000,
-            "throttling": 0, "pids": (), "driver": True,
+            "throttling": 0, "pids": (), "driver": True, "driver_version": "580.1",
         }  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:

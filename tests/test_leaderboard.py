@@ -87,14 +87,59 @@ def test_accuracies_under_other_conditions_do_not_rank_together(change: dict[str
         ({"environment": replace(ENVIRONMENT, device="another")}, "device"),
         ({"environment": replace(ENVIRONMENT, threads=1)}, "threads"),
         ({"environment": replace(ENVIRONMENT, versions={"torch": "2.14.0"})}, "torch"),
+        ({"environment": replace(ENVIRONMENT, cpu_quota=1.5)}, "CPU quota"),
+        ({"setup": replace(SETUP, preprocessing=Preprocessing(image_size=(384, 384)))}, "image"),
+        ({"setup": replace(SETUP, preprocessing=Preprocessing(image_size=(224, 192)))}, "image"),
+        ({"setup": replace(SETUP, precision="bf16")}, "precision"),
+        ({"setup": replace(SETUP, precision="tf32")}, "precision"),
+        ({"task_version": 2}, "version"),
         ({"setup": replace(SETUP, batch_size=8)}, "batch"),
         ({"setup": replace(SETUP, channels_last=True)}, "layout"),
         ({"setup": replace(SETUP, compile=True)}, "mode"),
+        ({"setup": replace(SETUP, cuda_graphs=True)}, "mode"),
+        ({"setup": replace(SETUP, cuda_graphs=True, compile=True)}, "mode"),
     ],
 )
 def test_costs_under_other_conditions_do_not_rank_together(change: dict[str, Any], label: str) -> None:
     boards, _ = make_boards([cost("a", 7.0), cost("b", 9.0, **change)])
+    assert [len(board.rows) for board in boards] == [1, 1]
     assert differences(boards) == {"cost": [label]}
+
+
+VERSIONS = {"torch": "2.15.0", "cuda": "13.0", "cudnn": "92000", "driver": "580.1"}
+GPU = replace(ENVIRONMENT, device="a GPU", power_limit=700.0, versions=VERSIONS)
+ON_GPU: dict[str, Any] = {"setup": replace(SETUP, device="cuda"), "environment": GPU}
+
+
+@pytest.mark.parametrize(
+    ("change", "label"),
+    [
+        ({"device": "another GPU"}, "device"),
+        ({"power_limit": 500.0}, "power limit"),
+        ({"versions": VERSIONS | {"cuda": "12.6"}}, "CUDA"),
+        ({"versions": VERSIONS | {"driver": "570.2"}}, "driver"),
+    ],
+)
+def test_costs_of_gpus_that_differ_do_not_rank_together(change: dict[str, Any], label: str) -> None:
+    other = ON_GPU | {"environment": replace(GPU, **change)}
+    boards, _ = make_boards([cost("a", 7.0, **ON_GPU), cost("b", 9.0, **other)])
+    assert [len(board.rows) for board in boards] == [1, 1]
+    assert differences(boards) == {"cost": [label]}
+
+
+def test_what_the_processor_does_beside_a_gpu_is_no_condition() -> None:
+    other = ON_GPU | {"environment": replace(GPU, threads=1, cpu_quota=2.0)}
+    assert len(make_boards([cost("a", 7.0, **ON_GPU), cost("b", 9.0, **other)])[0]) == 1
+
+
+def test_a_cpu_and_a_gpu_do_not_rank_together() -> None:
+    boards, _ = make_boards([cost("a", 7.0), cost("b", 9.0, **ON_GPU)])
+    assert {"device", "threads", "driver"} <= set(differences(boards)["cost"])
+
+
+def test_forward_and_forward_with_backward_are_boards_of_their_own() -> None:
+    forward, both = (replace(cost("a", 7.0), task=f"cost:{name}") for name in ("latency", "training_latency"))
+    assert [board.task for board in make_boards([forward, both])[0]] == [forward.task, both.task]
 
 
 def test_accuracy_ranks_across_machines_and_batches() -> None:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.costs.formulas import FORMULAS, Kind, count_operator
 from harness.costs.free import is_free, operator_name
+from harness.costs.recurrent import WholeRecurrence, call_operator
 from harness.errors import ModelError
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if parts is not NotImplemented:
                 return parts
         self._notice_foreign_kernels(func, args, kwargs)
-        output = func(*args, **kwargs)
+        output = call_operator(func, args, kwargs)
         self._remember_allocations(func, output)
         self._calls += 1
         if counted:
@@ -229,11 +230,15 @@ def on_copy(model: nn.Module, images: Tensor, job: Callable[[nn.Module, Tensor, 
 
 @contextmanager
 def _quiet_surroundings() -> Iterator[None]:
-    """Switch off what changes which operators run: gradients, attention's fast path, compilation. Keep the seed."""
+    """Switch off what changes which operators run: gradients, attention's fast path, compilation. Keep the seed.
+
+    Recurrent networks on meta tensors stay whole, for the time that their steps would take.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(WholeRecurrence())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile", UserWarning)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy
 
 from harness.device import evaluating, synchronize
+from harness.graphs import graphed
 from harness.metric import Evaluation, Measurement, Metric
 from harness.nvml import NotReadable, open_gpu
 from harness.observe import observing
@@ -41,7 +42,7 @@ def energy(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
         metric = Metric(f"energy_b{batch}", "J/image", higher_is_better=False, decimals=4)
         try:
             with evaluating(setup), joules(setup.device) as read, observing(setup.device) as watch:
-                samples = sample(partial(model, images[:batch]), setup.device, read, watch.look)
+                samples = sample(graphed(partial(model, images[:batch]), setup), setup.device, read, watch.look)
                 observation = watch.report()
         except NotReadable as error:
             found.append(Measurement(metric, None, reason=str(error)))

@@ -22,7 +22,8 @@ FREE_BY_REASON = {
         replication_pad1d replication_pad2d replication_pad3d flip roll rot90 repeat repeat_interleave channel_shuffle
         pixel_shuffle pixel_unshuffle im2col col2im diag_embed diagonal_scatter select_scatter slice_scatter
         as_strided_scatter _unsafe_view _reshape_copy _resize_output tril triu unsafe_split unsafe_split_with_sizes
-        _transform_bias_rescale_qkv _mkldnn_reshape _mkldnn_transpose to_mkldnn
+        _transform_bias_rescale_qkv _mkldnn_reshape _mkldnn_transpose to_mkldnn _pack_padded_sequence
+        _pad_packed_sequence
     """,
     "indexing": """
         embedding _embedding_bag _embedding_bag_forward_only gather index index_add index_copy index_fill index_put

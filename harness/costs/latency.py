@@ -10,6 +10,7 @@ import numpy
 
 from harness.costs.training import loss, training
 from harness.device import evaluating
+from harness.graphs import graphed
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
@@ -33,7 +34,8 @@ def latency(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     Each sample is one pass, from the call to the device's synchronisation. Samples are kept in the record, in ms.
     """
     with evaluating(setup):
-        series = {batch: measure(partial(model, images[:batch]), setup.device) for batch in sorted({1, len(images)})}
+        calls = {batch: graphed(partial(model, images[:batch]), setup) for batch in sorted({1, len(images)})}
+        series = {batch: measure(call, setup.device) for batch, call in calls.items()}
     return evaluation("latency", series, setup)
 
 
@@ -44,7 +46,7 @@ def training_latency(model: nn.Module, images: Tensor, setup: Setup) -> Evaluati
     The loss is the sum of the outputs; there is no optimizer step. At the setup's batch only.
     """
     with training(model):
-        series = {len(images): measure(partial(train_pass, model, images, setup), setup.device)}
+        series = {len(images): measure(graphed(partial(train_pass, model, images, setup), setup), setup.device)}
     return evaluation("training_latency", series, setup)
 
 
@@ -62,7 +64,7 @@ def compare_latency(
         passes: that count in each turn.
     """
     with evaluating(setup):
-        calls: list[Call] = [partial(model, images) for model in (first, second)]
+        calls: list[Call] = [graphed(partial(model, images), setup) for model in (first, second)]
         timed = interleave(calls, setup.device, rounds, passes, setup.seed)
     return compare_rounds(timed[0], timed[1], setup.seed)
 
@@ -85,19 +87,14 @@ def evaluation(name: str, series: dict[int, Series], setup: Setup) -> Evaluation
 
 def _measurements(name: str, batch: int, series: Series, seed: int) -> Iterator[Measurement]:
     """Yield the median with its samples, and what the tables leave out."""
-    yield Measurement(Metric(f"{name}_b{batch}", "ms", higher_is_better=False), series.median, series.wall)
-    for end, value in zip(("low", "high"), median_interval(series.wall, seed), strict=True):
-        yield Measurement(_minor(f"{name}_{end}_b{batch}"), value)
+    metric = Metric(f"{name}_b{batch}", "ms", higher_is_better=False)
+    yield Measurement(metric, series.median, series.wall, interval=median_interval(series.wall, seed))
     for quantile in QUANTILES:
         metric = Metric(f"{name}_{quantile}_b{batch}", "ms", higher_is_better=False, minor=quantile != SHOWN)
         yield _quantile(metric, series.wall, *QUANTILES[quantile])
     if series.busy_share is not None:
         share = Metric(f"{name}_gpu_busy_b{batch}", "%", higher_is_better=True, decimals=1, minor=True)
         yield Measurement(share, 100 * series.busy_share)
-
-
-def _minor(name: str) -> Metric:
-    return Metric(name, "ms", higher_is_better=False, minor=True)
 
 
 def _quantile(metric: Metric, samples: Sequence[float], share: float, least: int) -> Measurement:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from harness.costs.counter import MacCount, MacCounter, count_macs, on_copy
 from harness.costs.formulas import FORMULAS, KINDS, count_operator
 from harness.costs.free import operator_name
+from harness.costs.recurrent import call_operator
 from harness.errors import MissingPackage, ModelError
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
@@ -224,4 +225,4 @@ _INNER_CONVOLUTION = torch.ops.aten._convolution.default
 
 def _below_autograd(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
-        return func(*args, **kwargs)
+        return call_operator(func, args, kwargs)

@@ -17,6 +17,7 @@ from harness.costs.counter import storage_id
 from harness.costs.training import loss, training
 from harness.device import evaluating, synchronize
 from harness.errors import reason
+from harness.graphs import NO_MEMORY
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
@@ -40,6 +41,8 @@ def memory(model: nn.Module, images: Tensor, setup: Setup) -> Evaluation:
     On CUDA `memory` is the peak of what tensors hold: weights, input, activations and kept workspaces. On the CPU
     `resident` is the peak of the resident set above what it was before. They are different quantities.
     """
+    if setup.cuda_graphs:
+        return _not_in_graphs(images, "memory")
 
     def forward(part: Tensor) -> None:
         with evaluating(setup):
@@ -58,6 +61,8 @@ def training_memory(model: nn.Module, images: Tensor, setup: Setup) -> Evaluatio
     autograd keeps between forward and backward, weights and input not among them. A batch that cannot be trained on,
     such as a single image where batch statistics are taken of one value, is an empty cell.
     """
+    if setup.cuda_graphs:
+        return _not_in_graphs(images, "training_memory")
 
     def step(part: Tensor) -> None:
         loss(model, part, setup).backward()
@@ -102,6 +107,11 @@ def saved_bytes(model: nn.Module, images: Tensor, setup: Setup) -> int:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss(model, images, setup).backward()
     return sum(saved.values())
+
+
+def _not_in_graphs(images: Tensor, name: str) -> Evaluation:
+    batches = sorted({1, len(images)})
+    return Evaluation(tuple(Measurement(_metric(f"{name}_b{batch}"), None, reason=NO_MEMORY) for batch in batches))
 
 
 def _saved(model: nn.Module, image: Tensor, setup: Setup) -> Measurement:

@@ -13,6 +13,7 @@ import numpy
 
 from harness.costs.memory import MIB, resident_peak
 from harness.device import evaluating, synchronize, to_device
+from harness.graphs import graphed
 from harness.metric import Evaluation, Measurement, Metric
 from harness.observe import observing
 from harness.record import Setup
@@ -72,7 +73,7 @@ class Trial:
         import torch
 
         repeated = self._images[torch.arange(batch, device=self._images.device) % len(self._images)]
-        return partial(self._model, to_device(repeated, self._setup))
+        return graphed(partial(self._model, to_device(repeated, self._setup)), self._setup)
 
     def run(self, batch: int) -> float:
         """Run some passes at a batch, and return the seconds of the quickest.

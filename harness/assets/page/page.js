@@ -160,7 +160,7 @@ function pickBoard(index) {
       other.metrics.forEach((metric) => axes.push([`${number}:${metric.name}`, `${head(metric)} · ${other.title}${other.hardware ? `, ${other.hardware}` : ""}`]));
   fill($("y"), axes);
   fill($("x"), axes);
-  const cost = axes.findIndex(([key], place) => place > 0 && /parameters|gmacs|latency/.test(key));
+  const cost = axes.findIndex(([key], place) => place > 0 && /:(gmacs|parameters)$/.test(key));
   $("x").value = axes[Math.max(cost, 0)][0];
   fill($("family"), [["", "all"], ...unique(board.rows.map((row) => row.family)).map((name) => [name, name])]);
   draw();
