@@ -1,4 +1,4 @@
-"""The command line: run, cost, race, sweep, list, board, compare, check, data, schema, doctor.
+"""The command line: run, cost, race, sweep, list, board, compare, check, verify, rerun, data, schema, doctor.
 
 Exit codes: 0 all went well; 1 some (model, task) pairs failed, and their records hold the error; 2 a mistake in what
 was asked, and nothing ran; 130 interrupted, and the same command goes on.
@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from harness import board_cli, compare_cli, cost_cli, options, sweep_cli
+from harness import audit_cli, board_cli, compare_cli, cost_cli, options, sweep_cli
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError
 
@@ -33,6 +33,8 @@ app.add_typer(data_app, name="data")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
 app.command("board")(board_cli.board)
+app.command("verify")(audit_cli.verify)
+app.command("rerun")(audit_cli.rerun)
 app.command("check")(compare_cli.check)
 app.command("compare")(compare_cli.compare)
 

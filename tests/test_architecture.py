@@ -15,9 +15,9 @@ ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "cgroup",
     "nvml", "environment", "factory", "models", "weights", "features", "preprocessing", "device", "graphs", "observe",
     "timing", "task_id", "task", "runner", "costs", "executors", "store", "api", "race", "leaderboard", "ranking",
-    "tables", "page", "budget", "compare", "gate", "gate_report", "baseline", "inspection", "submission", "doctor",
-    "breakdown", "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli", "sweep_cli", "compare_cli",
-    "board_cli", "cli",
+    "tables", "page", "budget", "compare", "gate", "gate_report", "baseline", "audit", "inspection", "submission",
+    "doctor", "breakdown", "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli", "sweep_cli",
+    "compare_cli", "board_cli", "audit_cli", "cli",
 )  # fmt: skip
 
 
