@@ -19,7 +19,7 @@ MODELS ?= vit_t16 vit_t16+linear vit_t16+pooling vit_t16+agent \
 	timm:vit_tiny_patch16_224 timm:resnet18 timm:mobilenetv3_small_100 timm:convnext_atto timm:efficientnet_b0 timm:regnety_002
 TASKS ?= imagenet:knn cost
 
-.PHONY: bench test test-slow test-gpu lint format setup clean
+.PHONY: bench test test-slow test-gpu test-browser lint format setup clean
 
 bench: $(INSTALLED)
 ifndef BENCH_DATA
@@ -36,6 +36,11 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
+
+# Needs a Chromium of the system's, such as Debian's package.
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: run, cost, race, sweep, list, board, data, schema, doctor.
+"""The command line: run, cost, race, sweep, list, board, compare, check, verify, rerun, data, schema, doctor.
 
 Exit codes: 0 all went well; 1 some (model, task) pairs failed, and their records hold the error; 2 a mistake in what
 was asked, and nothing ran; 130 interrupted, and the same command goes on.
@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from harness import cost_cli, options, sweep_cli
+from harness import audit_cli, board_cli, compare_cli, cost_cli, options, sweep_cli
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError
 
@@ -32,6 +32,11 @@ data_app = typer.Typer(no_args_is_help=True, help="Make the embedded data sets, 
 app.add_typer(data_app, name="data")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
+app.command("board")(board_cli.board)
+app.command("verify")(audit_cli.verify)
+app.command("rerun")(audit_cli.rerun)
+app.command("check")(compare_cli.check)
+app.command("compare")(compare_cli.compare)
 
 
 @app.command(cls=ListCommand)
@@ -152,27 +157,6 @@ def list_(
     console.print(table)
     more = " Also any timm:NAME, package.module:callable and path/to/file.py:callable." if kind == "models" else ""
     console.print(f"{len(entries)} {kind}.{more}")
-
-
-@app.command()
-def board(
-    results: options.Results = RESULTS,
-    quiet: options.Quiet = False,
-) -> None:
-    """Rank the records, and write README.md and leaderboard.csv beside them."""
-    from harness.leaderboard import make_boards
-    from harness.store import Store, write_atomically
-    from harness.tables import to_csv, to_markdown
-
-    if not results.is_dir():
-        raise BenchError(f"There is no results folder {str(results)!r}. Run something first: run_bench.py run --help")
-    boards, left_out = make_boards(Store(results).load())
-    page = to_markdown(boards, left_out)
-    write_atomically(results / "README.md", page.encode())
-    write_atomically(results / "leaderboard.csv", to_csv(boards).encode())
-    if not quiet:
-        print(page)
-        print(f"Written to {results / 'README.md'} and {results / 'leaderboard.csv'}.", file=sys.stderr)
 
 
 @data_app.command("mini")

@@ -19,6 +19,9 @@ class Row:
 
     Args:
         label: model, weights and image size, unique in the board: rows that would look alike end in their record's key.
+        tied: whether a neighbour has the same value, or does not differ beyond chance.
+        ranks: the best and the worst rank that the data allow, jointly at 95 %; None where nothing tells.
+        intervals: the 95 % interval of a value by its metric, where the record has one.
         note: what a reader must know of the row; empty for nothing.
     """
 
@@ -27,6 +30,8 @@ class Row:
     tied: bool
     record: Record
     values: Mapping[str, float | None]
+    ranks: tuple[int, int] | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     note: str = ""
 
 
@@ -195,6 +200,7 @@ def _board(
             tied=scores.count(score) > 1,
             record=record,
             values={**beside.get(_identity(record), MachineFree()).values, **record.values()},
+            intervals={m.metric.name: m.interval for m in record.measurements if m.interval is not None},
             note=record.details.get("nominal") or beside.get(_identity(record), MachineFree()).note,
         )
         for record, score, label in zip(best_first, scores, labels, strict=True)

@@ -33,12 +33,16 @@ class Measurement:
     """One value of one metric; `samples` keeps the raw values that it was derived from.
 
     A value of None is a cell that could not be filled, and `reason` says why.
+
+    Args:
+        interval: the 95 % interval of the value; None where what was measured does not tell one.
     """
 
     metric: Metric
     value: float | None
     samples: tuple[float, ...] = ()
     reason: str = ""
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.value is None and not self.reason:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from harness.errors import RecordError
 from harness.metric import Measurement
 
-SCHEMA = 1
+SCHEMA = 2
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Provenance = Literal["measured", "predictions", "published"]
@@ -148,6 +148,7 @@ class Record:
         command: the command line that makes this record again.
         started_at: UTC, ISO 8601.
         error: why there are no measurements.
+        content_sha256: of the record's own text with this field empty, so that an edit shows; it is no signature.
     """
 
     model: str
@@ -168,6 +169,7 @@ class Record:
     details: dict[str, Any] = field(default_factory=dict)
     outcomes_sha256: str = ""
     error: str | None = None
+    content_sha256: str = ""
     schema: int = SCHEMA
 
     @property
@@ -198,6 +200,16 @@ def digest(*parts: Any) -> str:
 def to_json(record: Record) -> bytes:
     """Return the canonical text of a record: the same bytes for equal records."""
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
+
+
+def sealed(record: Record) -> Record:
+    """Return a record with the hash of its content."""
+    return replace(record, content_sha256=content_sha256(record))
+
+
+def content_sha256(record: Record) -> str:
+    """Return the hash of a record's text with the field for it empty."""
+    return hashlib.sha256(to_json(replace(record, content_sha256=""))).hexdigest()
 
 
 def from_json(text: bytes, origin: str) -> Record:

@@ -143,3 +143,26 @@ def compare_runs(first: Sequence[Sequence[float]], second: Sequence[Sequence[flo
     low, high = numpy.quantile(drawn[1] / drawn[0], [0.025, 0.975])
     ratio = float(numpy.median(b) / numpy.median(a))
     return Difference(ratio, float(low), float(high), rank_test(a, b))
+
+
+def ratio_of_series(
+    first: Sequence[float], second: Sequence[float], level: float = LEVEL, least_effect: float = LEAST_EFFECT
+) -> Difference:
+    """Compare the samples of two runs that were made apart, one run each.
+
+    Neighbours in time are alike, so that blocks of samples count once, by their median: about the square root of their
+    number of blocks, at most 30. What changes from process to process is not in them: the least effect must cover it.
+    """
+    a, b = (_blocks(samples) for samples in (first, second))
+    logs = numpy.log(a), numpy.log(b)
+    spread = math.sqrt(sum(float(side.var(ddof=1)) / len(side) for side in logs))
+    ratio = float(numpy.median(b) / numpy.median(a))
+    reach = math.exp(1.96 * 1.2533 * spread)  # the median's standard error is 1.2533 times the mean's
+    return Difference(ratio, ratio / reach, ratio * reach, rank_test(a, b), level, least_effect)
+
+
+def _blocks(samples: Sequence[float]) -> Any:
+    """The medians of consecutive blocks of samples of equal length; what is left over at the start is dropped."""
+    values = numpy.asarray(samples, dtype=float)
+    blocks = min(len(values), 30, max(16, round(math.sqrt(len(values)))))
+    return numpy.median(values[len(values) % blocks :].reshape(blocks, -1), axis=1)

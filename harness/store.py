@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.errors import RecordError
 from harness.metric import Outcomes
-from harness.record import Record, from_json, to_json
+from harness.record import Record, from_json, sealed, to_json
 
 
 class Store:
@@ -54,7 +54,7 @@ class Store:
         return [self.read(path) for path in sorted(self.records.glob("*.json"))]
 
     def save(self, record: Record, outcomes: Outcomes | None = None) -> Record:
-        """Write a record and its outcomes, and return the record with the hash of the outcomes.
+        """Write a record and its outcomes, and return the record with the hashes of the outcomes and of itself.
 
         Raises:
             RecordError: the folder cannot be written.
@@ -65,12 +65,17 @@ class Store:
                 record = replace(record, outcomes_sha256=hashlib.sha256(content).hexdigest())
                 # No name and no time in the gzip header: equal outcomes are equal bytes.
                 write_atomically(self.outcomes / f"{record.name}.csv.gz", gzip.compress(content, mtime=0))
+            record = sealed(record)
             write_atomically(self.records / f"{record.name}.json", to_json(record))
         except OSError as error:
             raise RecordError(
                 f"The results cannot be written to {str(self.root)!r} ({error.strerror}). Give another --results."
             ) from error
         return record
+
+    def has_outcomes(self, record: Record) -> bool:
+        """Whether the outcomes of a record are beside it."""
+        return (self.outcomes / f"{record.name}.csv.gz").is_file()
 
     def read_outcomes(self, record: Record) -> Outcomes:
         """Read the outcome of every item of a record.

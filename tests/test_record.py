@@ -18,7 +18,7 @@ GOLDEN = ROOT / "tests" / "golden"
 
 
 def golden() -> Record:
-    path = GOLDEN / "record_v1.json"
+    path = GOLDEN / f"record_v{SCHEMA}.json"
     return from_json(path.read_bytes(), path.name)
 
 
@@ -54,7 +54,7 @@ def test_the_published_schema_refuses_a_record_without_a_model() -> None:
 
 def test_a_newer_schema_is_refused_with_the_way_out() -> None:
     newer = to_json(replace(golden(), schema=SCHEMA + 1))
-    with pytest.raises(RecordError, match=r"r\.json has schema 2; this harness reads up to 1\. Update"):
+    with pytest.raises(RecordError, match=r"r\.json has schema 3; this harness reads up to 2\. Update"):
         from_json(newer, "r.json")
 
 

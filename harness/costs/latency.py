@@ -87,19 +87,14 @@ def evaluation(name: str, series: dict[int, Series], setup: Setup) -> Evaluation
 
 def _measurements(name: str, batch: int, series: Series, seed: int) -> Iterator[Measurement]:
     """Yield the median with its samples, and what the tables leave out."""
-    yield Measurement(Metric(f"{name}_b{batch}", "ms", higher_is_better=False), series.median, series.wall)
-    for end, value in zip(("low", "high"), median_interval(series.wall, seed), strict=True):
-        yield Measurement(_minor(f"{name}_{end}_b{batch}"), value)
+    metric = Metric(f"{name}_b{batch}", "ms", higher_is_better=False)
+    yield Measurement(metric, series.median, series.wall, interval=median_interval(series.wall, seed))
     for quantile in QUANTILES:
         metric = Metric(f"{name}_{quantile}_b{batch}", "ms", higher_is_better=False, minor=quantile != SHOWN)
         yield _quantile(metric, series.wall, *QUANTILES[quantile])
     if series.busy_share is not None:
         share = Metric(f"{name}_gpu_busy_b{batch}", "%", higher_is_better=True, decimals=1, minor=True)
         yield Measurement(share, 100 * series.busy_share)
-
-
-def _minor(name: str) -> Metric:
-    return Metric(name, "ms", higher_is_better=False, minor=True)
 
 
 def _quantile(metric: Metric, samples: Sequence[float], share: float, least: int) -> Measurement:

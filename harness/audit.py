@@ -1,0 +1,154 @@
+"""Whether records are as they were written, whether boards say what records say, and whether a run can be repeated."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.api import EXECUTORS, run_jobs
+from harness.errors import RecordError
+from harness.gate import Finding, Policy, judge
+from harness.leaderboard import make_boards
+from harness.record import Preprocessing, Record, Setup, Weights, content_sha256
+from harness.runner import Job
+from harness.store import Store
+from harness.tables import to_csv
+from harness.weights import file_sha256
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Something that no run has made."""
+
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+def verify(store: Store) -> list[Doubt]:
+    """Return what was edited, renamed or lost since it was written, and every board value that no record supports."""
+    found: list[Doubt] = []
+    records: list[Record] = []
+    for path in sorted(store.records.glob("*.json")):
+        try:
+            record = store.read(path)
+        except RecordError as error:
+            found.append(Doubt(path.name, str(error)))
+            continue
+        records.append(record)
+        found += _check_record(store, record, path)
+    return [*found, *_check_board(store.root / "leaderboard.csv", records)]
+
+
+def _check_record(store: Store, record: Record, path: Path) -> Iterator[Doubt]:
+    """Check a record's hash, its name, and the outcomes beside it."""
+    if not record.content_sha256:
+        yield Doubt(path.name, "has no content hash: written before there were any, or by hand. Run it again.")
+    elif record.content_sha256 != content_sha256(record):
+        yield Doubt(path.name, "was edited after it was written. Restore it, or run it again with --rerun.")
+    if path.stem != record.name:
+        yield Doubt(path.name, f"is the record of {record.name}. Give it that name.")
+    if record.outcomes_sha256:
+        try:
+            store.read_outcomes(record)
+        except (RecordError, OSError, EOFError, ValueError) as error:
+            yield Doubt(path.name, str(error))
+
+
+def _check_board(path: Path, records: list[Record]) -> Iterator[Doubt]:
+    """Compare every line of the CSV that was written with what the records give."""
+    if not path.is_file():
+        return
+    boards, _ = make_boards(records)
+    supported = {(row["task"], row["record"]): row for row in _rows(to_csv(boards))}
+    for number, row in enumerate(_rows(path.read_text(encoding="utf-8")), 2):
+        place = f"{path.name}:{number}"
+        expected = supported.get((row.get("task", ""), row.get("record", "")))
+        if expected is None:
+            yield Doubt(place, f"no record supports {row.get('model')!r} on {row.get('task')!r}. Run `board` again.")
+            continue
+        for column in row.keys() | expected.keys():
+            written, found = row.get(column) or "", expected.get(column) or ""
+            if written != found:
+                yield Doubt(place, f"{column} is {written or 'empty'}; the record gives {found or 'nothing'}.")
+
+
+def _rows(text: str) -> list[Mapping[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def job_of(record: Record, model: str = "", weights: Path | None = None, data: Path | None = None) -> Job:
+    """Return the job that a record came from.
+
+    Args:
+        model: where the user's file lies that a record names without its folder, such as `nets/mine.py:net`.
+        weights: where the weights file lies.
+        data: root of the data sets.
+
+    Raises:
+        RecordError: the record was not measured, or needs a file that was not given.
+    """
+    if record.provenance != "measured":
+        raise RecordError(f"{record.name} is {record.provenance}, not measured: there is no run to repeat.")
+    if record.error:
+        raise RecordError(f"{record.name} failed when it was made ({record.error}): there are no numbers to repeat.")
+    location = record.model.partition("+")[0].rpartition(":")[0]
+    if location.endswith(".py") and not model:
+        raise RecordError(
+            f"{record.name} was made with {location}: say where it is with --model FOLDER/{record.model}."
+        )
+    stamp = record.setup.weights
+    if stamp.source == "file" and weights is None:
+        raise RecordError(f"{record.name} was made with {stamp.file}: say where it is with --weights FILE.")
+    chosen = {name: getattr(record.setup.preprocessing, name) for name in record.setup.preprocessing.overridden}
+    asked = Weights(
+        source=stamp.source, file=stamp.file, allow_partial=stamp.allow_partial,
+        file_sha256=file_sha256(weights) if weights else "",
+    )  # fmt: skip
+    setup: Setup = replace(record.setup, weights=asked, preprocessing=Preprocessing(**chosen))
+    threads = record.environment.threads if record.machine_bound and setup.device == "cpu" else None
+    return Job(
+        model=model or record.model, task=record.task, setup=setup, data=data, weights_file=weights, threads=threads
+    )
+
+
+def repeat(job: Job, before: Record, source: Store, target: Store) -> tuple[Record, list[Finding], list[str]]:
+    """Run a job again, and return the new record, a finding for every metric, and what differs beside the numbers."""
+    (after,) = run_jobs([job], target, EXECUTORS["process"], rerun=True)
+    findings = judge([before], [after], Policy(), (source, target))
+    return after, findings, differing(before, after)
+
+
+def differing(before: Record, after: Record) -> list[str]:
+    """Return what differs between two records beside their numbers, a line each."""
+    sides = [_about(record) for record in (before, after)]
+    return [
+        f"{name}: {old or 'none'} became {new or 'none'}"
+        for name in sorted(sides[0].keys() | sides[1].keys())
+        if (old := sides[0].get(name, "")) != (new := sides[1].get(name, ""))
+    ]
+
+
+def _about(record: Record) -> dict[str, str]:
+    """What decides a record's numbers, in words."""
+    place, data, setup = record.environment, record.data, record.setup
+    return {
+        "task version": str(record.task_version),
+        "data": f"{data.name} {data.split} {data.fingerprint}" if data else "",
+        "source": record.source_sha256[:16],
+        "weights": setup.weights.sha256[:16],
+        "weights file": setup.weights.file_sha256[:16],
+        "preprocessing": setup.preprocessing.fingerprint[:16],
+        "device": place.device,
+        "processor": place.cpu,
+        "threads": str(place.threads),
+        "system": place.system,
+        "python": place.python,
+        "commit": place.commit + (" with changes" if place.dirty else ""),
+        **{f"{name} version": version for name, version in place.versions.items()},
+    }

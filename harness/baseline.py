@@ -1,0 +1,59 @@
+"""Records to compare with: of a folder, or of the results that a git revision holds."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from harness.errors import RecordError
+from harness.store import Store
+
+
+@contextmanager
+def opened(baseline: str, results: Path) -> Iterator[Store]:
+    """Yield the store of a baseline.
+
+    Args:
+        baseline: a results folder, else a git revision, whose `results` folder is meant.
+        results: the candidate's folder, which lies in the repository that a revision is of.
+
+    Raises:
+        RecordError: it is neither, or holds no records.
+    """
+    if Path(baseline).is_dir():
+        yield Store(Path(baseline))
+        return
+    with TemporaryDirectory() as folder:
+        _unpack(baseline, results, Path(folder))
+        yield Store(Path(folder))
+
+
+def _unpack(revision: str, results: Path, folder: Path) -> None:
+    """Write the records and outcomes that a revision holds below a folder."""
+    inside = results.resolve()
+    while not inside.is_dir():
+        inside = inside.parent
+    top = _git(["rev-parse", "--show-toplevel"], inside, revision).decode().strip()
+    place = results.resolve().relative_to(Path(top).resolve()).as_posix()
+    content = _git(["archive", "--format=tar", f"{revision}:{place}"], Path(top), revision)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def _git(words: list[str], folder: Path, revision: str) -> bytes:
+    if revision.startswith("-"):
+        raise RecordError(f"The baseline {revision!r} is neither a folder nor a git revision.")
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", b"").decode(errors="replace").strip().splitlines()
+        raise RecordError(
+            f"The baseline {revision!r} is neither a folder nor a git revision with results"
+            f"{f' ({said[-1]})' if said else ''}. Give a results folder, or fetch the revision."
+        ) from error
+    return done.stdout

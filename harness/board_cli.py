@@ -1,0 +1,76 @@
+"""The command `board`: rank the records, and write the pages; or say whether the written ones are stale."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness import options
+from harness.errors import BenchError
+
+if TYPE_CHECKING:
+    from harness.leaderboard import Board, LeftOut
+
+EXIT_STALE = 1
+
+Check = Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a written page is stale.")]
+Budget = Annotated[
+    str | None, typer.Option(help="Show only models within it, and write nothing, such as 'gmacs<5,latency_b1<10'.")
+]
+
+
+def board(
+    results: options.Results = Path("results"),
+    check: Check = False,
+    budget: Budget = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Rank the records, and write README.md, leaderboard.csv, .tex and .html beside them."""
+    from harness.budget import parse, within
+    from harness.leaderboard import make_boards
+    from harness.ranking import with_ranks
+    from harness.store import Store, write_atomically
+    from harness.tables import to_markdown
+
+    if not results.is_dir():
+        raise BenchError(f"There is no results folder {str(results)!r}. Run something first: run_bench.py run --help")
+    store, limits = Store(results), parse(budget) if budget else None
+    boards, left_out = make_boards(store.load())
+    boards = [with_ranks(found, store) for found in boards]
+    if limits:
+        print(to_markdown(within(boards, limits), ()))
+        return
+    pages = render(boards, left_out)
+    if check:
+        stale = [name for name, content in pages.items() if _content(results / name) != content]
+        if stale:
+            print(f"Stale: {', '.join(stale)}. Run `run_bench.py board` and commit.", file=sys.stderr)
+            raise typer.Exit(EXIT_STALE)
+        return
+    for name, content in pages.items():
+        write_atomically(results / name, content)
+    if not quiet:
+        print(pages["README.md"].decode())
+        print(f"Written to {results}: {', '.join(pages)}.", file=sys.stderr)
+
+
+def render(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, bytes]:
+    """Return the content of every page by its name; equal boards give equal bytes."""
+    from harness.page import to_html
+    from harness.tables import to_csv, to_latex, to_markdown
+
+    pages = {
+        "README.md": to_markdown(boards, left_out),
+        "leaderboard.csv": to_csv(boards),
+        "leaderboard.tex": to_latex(boards),
+        "leaderboard.html": to_html(boards, left_out),
+    }
+    return {name: content.encode() for name, content in pages.items()}
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

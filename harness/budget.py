@@ -1,0 +1,81 @@
+"""Budgets: which models stay within `gmacs<5,latency_b1<10`, whichever board measured that."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from harness.errors import SetupError, UnknownName
+from harness.factory import nearest
+from harness.leaderboard import Board, Row
+
+SIGNS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+TERM = re.compile(r"\s*([A-Za-z]\w*)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+# What people say for what records call otherwise.
+ALSO = {"p50_ms": "latency_b1", "p95_ms": "latency_p95_b1", "params": "parameters", "macs": "gmacs"}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One condition, such as gmacs < 5."""
+
+    metric: str
+    sign: str
+    value: float
+
+
+def parse(text: str) -> list[Limit]:
+    """Read a budget.
+
+    Raises:
+        SetupError: a part is no condition.
+    """
+    found = []
+    for part in text.split(","):
+        term = TERM.fullmatch(part)
+        try:
+            limit = float(term[3]) if term else None
+        except ValueError:
+            limit = None
+        if term is None or limit is None:
+            raise SetupError(f"{part.strip()!r} is no budget; expected conditions such as gmacs<5,latency_b1<10.")
+        found.append(Limit(ALSO.get(term[1], term[1]), term[2], limit))
+    return found
+
+
+def within(boards: Sequence[Board], limits: Sequence[Limit]) -> list[Board]:
+    """Return the boards with those rows whose model, at its image size, stays within every limit on any board.
+
+    A model that a metric was not measured of stays out. Ranks stay those among all.
+
+    Raises:
+        UnknownName: no board has such a metric.
+    """
+    values: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for board in boards:
+        for row in board.rows:
+            for name, value in row.values.items():
+                if value is not None:
+                    values[_identity(row)][name].append(value)
+    known = sorted({name for found in values.values() for name in found})
+    for limit in limits:
+        if limit.metric not in known:
+            raise UnknownName(f"No board has a metric named {limit.metric!r}.{nearest(limit.metric, known)}")
+    kept = [replace(board, rows=tuple(row for row in board.rows if _fits(values[_identity(row)], limits)))
+            for board in boards]  # fmt: skip
+    return [board for board in kept if board.rows]
+
+
+def _identity(row: Row) -> tuple[str, ...]:
+    record = row.record
+    return record.model, record.source_sha256, str(record.setup.preprocessing.image_size)
+
+
+def _fits(values: Mapping[str, Sequence[float]], limits: Sequence[Limit]) -> bool:
+    """Whether some measured value of each metric is within its limit: on whichever machine."""
+    return all(any(SIGNS[limit.sign](value, limit.value) for value in values.get(limit.metric, ())) for limit in limits)

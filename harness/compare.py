@@ -1,0 +1,173 @@
+"""Two models side by side: every task that both were measured on, with the difference and what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from harness.errors import RecordError, UnknownName
+from harness.factory import nearest
+from harness.leaderboard import conditions, why_unranked
+from harness.metric import Measurement, Metric
+from harness.record import Record
+from harness.significance import check_same_items, disagreements, hits, holm, paired_difference
+from harness.statistics import ratio_of_series
+from harness.store import Store
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one task on two models.
+
+    Args:
+        change: points for a percentage, else the ratio of the second's value over the first's.
+        interval: the 95 % interval of `change`; None where one value each is all there is.
+        p: corrected for the number of comparisons; None without a test.
+        test: its name, or why there is none.
+    """
+
+    task: str
+    metric: Metric
+    first: float
+    second: float
+    change: float
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    test: str = ""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An item that one of two models gets right; places are of the right class in a model's order, 0 for beyond."""
+
+    task: str
+    item: str
+    first: int
+    second: int
+
+
+def compare(store: Store, first: str, second: str) -> tuple[list[Comparison], list[Disagreement]]:
+    """Compare two models on what both have comparable records of, and name the items on which they disagree most.
+
+    Raises:
+        UnknownName: a model has no records.
+        RecordError: they share no task, or a model has several records that fit one of the other's.
+    """
+    records = [record for record in store.load() if not record.error]
+    for model in (first, second):
+        if all(record.model != model for record in records):
+            known = sorted({record.model for record in records})
+            raise UnknownName(f"There are no records of {model!r}.{nearest(model, known)} Run it first.")
+    pairs = list(_pairs(records, first, second))
+    if not pairs:
+        raise RecordError(
+            f"{first!r} and {second!r} share no task under equal conditions, so there is nothing to compare. "
+            "Run both on one task, with one setup."
+        )
+    found: list[Comparison] = []
+    items: list[Disagreement] = []
+    for one, other in pairs:
+        more, apart = _compare_pair(store, one, other)
+        found += more
+        items += apart
+    return _corrected(found), items
+
+
+def _pairs(records: Iterable[Record], first: str, second: str) -> Iterator[tuple[Record, Record]]:
+    """Yield the records of two models that were made under equal conditions, by task."""
+    sides: list[dict[tuple[object, ...], Record]] = [{}, {}]
+    for record in records:
+        for side, model in zip(sides, (first, second), strict=True):
+            place: tuple[object, ...] = (record.task, conditions(record), record.setup.limit)
+            if record.model == model:
+                other = side.setdefault(place, record)
+                if other is not record:
+                    raise RecordError(
+                        f"{model!r} has two records on {record.task} under equal conditions, {other.key} and "
+                        f"{record.key}: of other weights, code or image size. Move one to another folder."
+                    )
+    for shared in sorted(sides[0].keys() & sides[1].keys(), key=str):
+        yield sides[0][shared], sides[1][shared]
+
+
+def _compare_pair(store: Store, one: Record, other: Record) -> tuple[list[Comparison], list[Disagreement]]:
+    """Compare every metric that tables show of two records."""
+    values = {m.metric.name: m for m in other.measurements}
+    paired = bool(one.outcomes_sha256 and other.outcomes_sha256)
+    outcomes = [store.read_outcomes(record) for record in (one, other)] if paired else []
+    if outcomes:
+        check_same_items(outcomes[0], outcomes[1], (one.name, other.name))
+    found: list[Comparison] = []
+    for measurement in one.measurements:
+        match = values.get(measurement.metric.name)
+        if measurement.metric.minor or match is None or measurement.value is None or match.value is None:
+            continue
+        correct = [right for side in outcomes if (right := hits(side, measurement.metric.name)) is not None]
+        if len(correct) == 2:
+            difference = paired_difference(correct[0], correct[1])
+            found.append(Comparison(
+                one.task, measurement.metric, measurement.value, match.value, difference.points,
+                (difference.low, difference.high), difference.p, "exact McNemar",
+            ))  # fmt: skip
+        else:
+            found.append(_unpaired(one, other, measurement, match))
+    if not outcomes or hits(outcomes[0], "top1") is None:
+        return found, []
+    return found, [Disagreement(one.task, *places) for places in disagreements(outcomes[0], outcomes[1])]
+
+
+def _unpaired(one: Record, other: Record, first: Measurement, second: Measurement) -> Comparison:
+    """Compare two values that no items pair: a cost by its samples, anything else without a test."""
+    assert first.value is not None
+    assert second.value is not None
+    points = first.metric.unit == "%"
+    ratio = second.value / first.value if first.value else float("nan")
+    plain = Comparison(
+        one.task, first.metric, first.value, second.value, second.value - first.value if points else ratio,
+        test="one value each",
+    )  # fmt: skip
+    if points or min(len(first.samples), len(second.samples)) < 2:
+        return plain
+    if why := why_unranked(one) or why_unranked(other):
+        return replace(plain, test=why)
+    found = ratio_of_series(first.samples, second.samples)
+    return replace(plain, interval=(found.low, found.high), p=found.p, test="Mann-Whitney over blocks of samples")
+
+
+def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """Correct the p of all tests for their number."""
+    tested = [one for one in found if one.p is not None]
+    corrected = iter(holm([one.p for one in tested if one.p is not None]))
+    return [replace(one, p=next(corrected)) if one.p is not None else one for one in found]
+
+
+def to_markdown(first: str, second: str, found: Sequence[Comparison], items: Sequence[Disagreement]) -> str:
+    """Return the page of a comparison."""
+    from tabulate import tabulate
+
+    from harness.tables import escape
+
+    head = ["task", "metric", escape(first), escape(second), "difference", "95 % interval", "p (Holm)", "test"]
+    rows = [[escape(one.task), escape(one.metric.name), *_numbers(one), escape(one.test)] for one in found]
+    align = ("left", "left", *["right"] * 5, "left")
+    parts = [f"## {escape(second)} against {escape(first)}"]
+    parts.append(tabulate(rows, head, tablefmt="pipe", colalign=align, disable_numparse=True))
+    if items:
+        lines = [[escape(one.task), escape(one.item), _place(one.first), _place(one.second)] for one in items]
+        names = ["task", "item", f"right class for {escape(first)}", f"for {escape(second)}"]
+        parts += ["### Where they disagree most", tabulate(lines, names, tablefmt="pipe", disable_numparse=True)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _numbers(one: Comparison) -> list[str]:
+    decimals = one.metric.decimals
+    values = [f"{value:.{decimals}f}" for value in (one.first, one.second)]
+    if one.metric.unit == "%":
+        change, ends = f"{one.change:+.2f}", [f"{end:+.2f}" for end in one.interval or ()]
+    else:
+        change, ends = f"x {one.change:.3f}", [f"{end:.3f}" for end in one.interval or ()]
+    return [*values, change, " to ".join(ends) or "–", "–" if one.p is None else f"{one.p:.2g}"]
+
+
+def _place(place: int) -> str:
+    return f"place {place}" if place else "not in the top 5"

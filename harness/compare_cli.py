@@ -1,0 +1,64 @@
+"""The commands `compare` and `check`: how two models differ, and whether a change is worse than its baseline."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import options
+from harness.errors import SetupError
+
+BASELINE_HELP = "A results folder, or a git revision such as origin/main, whose results are meant."
+JUNIT_HELP = "Write JUnit XML there."
+POLICY_HELP = "A TOML file that says what counts as a change; see docs/ci."
+
+
+def check(
+    baseline: Annotated[str, typer.Option(help=BASELINE_HELP)],
+    results: options.Results = Path("results"),
+    policy: Annotated[Path | None, typer.Option(help=POLICY_HELP)] = None,
+    junit: Annotated[Path | None, typer.Option(help=JUNIT_HELP)] = None,
+) -> None:
+    """Compare the records in --results with a baseline, cell by cell; fail where something became worse.
+
+    Exit codes: 0 nothing is worse; 2 a mistake in what was asked; 3 something is worse; 4 something that the baseline
+    has was not measured, or nothing was; 5 the data or the machine changed; 6 inconclusive, where the policy does not
+    tolerate that or nothing else was shown. On GitHub it also writes annotations and the step's summary.
+    """
+    from harness import gate_report
+    from harness.baseline import opened
+    from harness.gate import exit_code, judge, read_policy
+    from harness.store import Store, write_atomically
+
+    if Path(baseline).is_dir() and Path(baseline).resolve() == results.resolve():
+        raise SetupError(f"The baseline {baseline!r} is the candidate itself: give another folder, or a git revision.")
+    rules, after = read_policy(policy), Store(results)
+    with opened(baseline, results) as before:
+        findings = judge(before.load(), after.load(), rules, (before, after))
+    page = gate_report.to_markdown(findings, rules)
+    print(page)
+    if junit:
+        write_atomically(junit, gate_report.to_junit(findings, rules))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        sys.stdout.write(gate_report.to_annotations(findings, rules))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(page)
+    raise typer.Exit(exit_code(findings, rules))
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A model as the records name it.")],
+    second: Annotated[str, typer.Argument(help="Another.")],
+    results: options.Results = Path("results"),
+) -> None:
+    """Print every task that two models share: difference, interval, test, and the items on which they disagree most."""
+    from harness.compare import compare as find
+    from harness.compare import to_markdown
+    from harness.store import Store
+
+    print(to_markdown(first, second, *find(Store(results), first, second)))

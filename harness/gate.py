@@ -1,0 +1,302 @@
+"""The regression gate: every cell of a baseline against the same cell of a candidate, with a verdict each.
+
+A cell is one metric of one model on one task under one setup. Accuracy is judged by a paired test on the same images
+and by an absolute floor, cost by a rank test and a least effect, what is counted exactly.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from harness.errors import RecordError, SetupError
+from harness.metric import Measurement, Outcomes
+from harness.record import Record
+from harness.significance import hits, paired_difference
+from harness.statistics import ratio_of_series
+
+Cell = tuple[str, str, str, str]  # model, task, setup, metric
+
+
+class Verdict(StrEnum):
+    """What is said of a cell."""
+
+    SAME = "same"
+    BETTER = "better"
+    WORSE = "worse"
+    INCONCLUSIVE = "inconclusive"
+    CHANGED = "environment changed"
+    NOT_MEASURED = "not measured"
+
+
+class Source(Protocol):
+    """Where the outcomes of records are read from."""
+
+    def read_outcomes(self, record: Record) -> Outcomes:
+        """Return the outcome of every item of a record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What counts as a change, as a TOML file says it.
+
+    Args:
+        exact: metrics that must be equal; for them any change is `worse` or `better`.
+        accuracy_level: of the paired test.
+        accuracy_margin: points; a difference whose interval lies within it is `same`.
+        floors: least values by `task metric`, such as `"imagenet top1" = 75.0`; below one is `worse`, whatever the
+            baseline.
+        cost_level: of the rank test.
+        cost_least_effect: share; a smaller change of a cost is none, however certain.
+        tolerate: verdicts that do not fail the gate.
+    """
+
+    exact: tuple[str, ...] = ("parameters", "gmacs")
+    accuracy_level: float = 0.01
+    accuracy_margin: float = 1.0
+    floors: dict[str, float] = field(default_factory=dict)
+    cost_level: float = 0.001
+    cost_least_effect: float = 0.05
+    tolerate: tuple[Verdict, ...] = (Verdict.INCONCLUSIVE,)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on one cell, with what it rests on.
+
+    Args:
+        reason: one line with the numbers.
+    """
+
+    cell: Cell
+    verdict: Verdict
+    reason: str
+    before: float | None = None
+    after: float | None = None
+
+
+def read_policy(path: Path | None) -> Policy:
+    """Read a policy; None gives the default.
+
+    Raises:
+        SetupError: the file cannot be read, or says something that a policy does not have.
+    """
+    if path is None:
+        return Policy()
+    known = ", ".join(entry.name for entry in fields(Policy))
+    try:
+        return msgspec.convert(_strictly(tomllib.loads(path.read_text(encoding="utf-8"))), Policy)
+    except OSError as error:
+        raise SetupError(f"The policy {str(path)!r} cannot be read ({error.strerror}). Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, SetupError) as error:
+        raise SetupError(f"The policy {str(path)!r} cannot be used ({error}). It may hold: {known}.") from error
+
+
+def _strictly(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = found.keys() - {entry.name for entry in fields(Policy)}
+    if unknown:
+        raise SetupError(f"unknown key {sorted(unknown)[0]!r}")
+    return found
+
+
+def judge(
+    before: Iterable[Record], after: Iterable[Record], policy: Policy, sources: tuple[Source, Source]
+) -> list[Finding]:
+    """Return a finding for every cell of the baseline, in a fixed order.
+
+    Args:
+        before: the baseline's records.
+        after: the candidate's.
+        sources: of the outcomes of either.
+
+    Raises:
+        RecordError: two records of one side are of the same model, task and setup.
+    """
+    old, new = _by_pair(before, "baseline"), _by_pair(after, "candidate")
+    found: list[Finding] = []
+    for pair in sorted(old):
+        found += _judge_pair(pair, old[pair], new.get(pair), policy, sources)
+    return found
+
+
+def _by_pair(records: Iterable[Record], side: str) -> dict[tuple[str, str, str], Record]:
+    """Records by model, task and setup."""
+    found: dict[tuple[str, str, str], Record] = {}
+    for record in records:
+        pair = (record.model, record.task, setup_of(record))
+        other = found.setdefault(pair, record)
+        if other is not record:
+            raise RecordError(
+                f"The {side} has two records of {record.model} on {record.task} with one setup, {other.key} and "
+                f"{record.key}, of different code, weights, data or machine. Move one away."
+            )
+    return found
+
+
+def setup_of(record: Record) -> str:
+    """Return what the user chose for a record, in words, without what it came to, such as hashes of the weights."""
+    setup = asdict(record.setup)
+    weights, preprocessing = setup.pop("weights"), setup.pop("preprocessing")
+    chosen = {name: preprocessing[name] for name in preprocessing["overridden"]}
+    words = {"weights": weights["source"], **setup, **chosen}
+    return ", ".join(f"{name} {value}" for name, value in words.items() if value not in (None, False))
+
+
+def _judge_pair(
+    pair: tuple[str, str, str], old: Record, new: Record | None, policy: Policy, sources: tuple[Source, Source]
+) -> Iterator[Finding]:
+    """Judge every metric of one record of the baseline."""
+    values = {m.metric.name: m for m in new.measurements} if new and not new.error else {}
+    changed = _environment(old, new) if values and new else ""
+    for measurement in old.measurements:
+        metric = measurement.metric
+        if metric.minor or measurement.value is None:
+            continue
+        cell = (*pair, metric.name)
+        other = values.get(metric.name)
+        if new is None or other is None or other.value is None:
+            yield Finding(cell, Verdict.NOT_MEASURED, _why_not(new, other), measurement.value)
+        elif changed and (metric.name not in policy.exact):
+            yield Finding(cell, Verdict.CHANGED, changed, measurement.value, other.value)
+        else:
+            verdict, reason = _verdict((old, new), (measurement, other), policy, sources)
+            yield Finding(cell, verdict, reason, measurement.value, other.value)
+
+
+def _why_not(new: Record | None, other: Measurement | None) -> str:
+    if new is None:
+        return "the candidate has no record of it"
+    if new.error:
+        return f"the candidate failed: {new.error}"
+    return other.reason if other else "the candidate's record has no such metric"
+
+
+def _environment(old: Record, new: Record) -> str:
+    """What differs between two records beside the model, so that their values do not compare; empty for nothing."""
+    found = []
+    if old.task_version != new.task_version:
+        found.append(f"task version {old.task_version} became {new.task_version}")
+    if old.data != new.data:
+        names = [f"{stamp.name} {stamp.fingerprint}" if stamp else "none" for stamp in (old.data, new.data)]
+        found.append(f"data {names[0]} became {names[1]}")
+    if old.machine_bound:
+        sides = [(("device", e.device), ("threads", e.threads), ("torch", e.versions.get("torch"))) for e in
+                 (old.environment, new.environment)]  # fmt: skip
+        found += [f"{name} {a} became {b}" for (name, a), (_, b) in zip(*sides, strict=True) if a != b]
+    return "; ".join(found)
+
+
+def _verdict(
+    records: tuple[Record, Record],
+    pair: tuple[Measurement, Measurement],
+    policy: Policy,
+    sources: tuple[Source, Source],
+) -> tuple[Verdict, str]:
+    """Judge two measured values of one metric."""
+    (before, after), metric = (one.value for one in pair), pair[0].metric
+    assert before is not None
+    assert after is not None
+    floor = policy.floors.get(f"{records[0].task} {metric.name}")
+    if floor is not None and (after < floor if metric.higher_is_better else after > floor):
+        return Verdict.WORSE, f"{after:.4g} is beyond the floor {floor:g}"
+    if metric.name in policy.exact:
+        return _exactly(before, after, metric.higher_is_better)
+    if records[0].machine_bound:
+        return _cost(records, pair, policy)
+    return _accuracy(records, metric.name, (before, after), policy, sources)
+
+
+def _exactly(before: float, after: float, higher_is_better: bool) -> tuple[Verdict, str]:
+    if before == after:
+        return Verdict.SAME, "equal"
+    better = (after > before) == higher_is_better
+    return Verdict.BETTER if better else Verdict.WORSE, f"{before:.6g} became {after:.6g}; it must be equal"
+
+
+def _accuracy(
+    records: tuple[Record, Record], metric: str, values: tuple[float, float], policy: Policy,
+    sources: tuple[Source, Source],
+) -> tuple[Verdict, str]:  # fmt: skip
+    """Judge by the paired test where the outcomes of the items are there, else by the margin alone."""
+    old, new = records
+    if old.outcomes_sha256 and old.outcomes_sha256 == new.outcomes_sha256:
+        return Verdict.SAME, "the same outcome on every item"
+    paired = _paired(records, metric, sources)
+    if paired is None:
+        points = values[1] - values[0]
+        within = abs(points) <= policy.accuracy_margin
+        reason = f"{points:+.2f} points; no outcomes to pair, so that chance is not known"
+        return (Verdict.SAME if not points else Verdict.INCONCLUSIVE if within or points > 0 else Verdict.WORSE), reason
+    reason = (
+        f"{paired.points:+.2f} points ({paired.low:+.2f} to {paired.high:+.2f}), {paired.gained} items gained and "
+        f"{paired.lost} lost, p = {paired.p:.2g}"
+    )
+    if paired.p < policy.accuracy_level:
+        return (Verdict.BETTER if paired.points > 0 else Verdict.WORSE), reason
+    within = -policy.accuracy_margin <= paired.low <= paired.high <= policy.accuracy_margin
+    return (Verdict.SAME if within else Verdict.INCONCLUSIVE), reason
+
+
+def _paired(records: tuple[Record, Record], metric: str, sources: tuple[Source, Source]) -> Any:
+    """The paired difference of two records; None where there is nothing to pair."""
+    if not all(record.outcomes_sha256 for record in records):
+        return None
+    old, new = (source.read_outcomes(record) for record, source in zip(records, sources, strict=True))
+    one, other = hits(old, metric), hits(new, metric)
+    if one is None or other is None or [row[0] for row in old.rows] != [row[0] for row in new.rows]:
+        return None
+    return paired_difference(one, other)
+
+
+def _cost(records: tuple[Record, Record], pair: tuple[Measurement, Measurement], policy: Policy) -> tuple[Verdict, str]:
+    """Judge by the samples where there are any, else by the least effect alone."""
+    before, after = pair
+    disturbed = [why for record in records for why in record.details.get("disturbed", ())]
+    if before.samples == after.samples and before.value == after.value:
+        return Verdict.SAME, "equal"
+    assert before.value is not None
+    assert after.value is not None
+    if min(len(before.samples), len(after.samples)) < 2:
+        return _without_samples(before.value, after.value, before.metric.higher_is_better, policy.cost_least_effect)
+    found = ratio_of_series(before.samples, after.samples, policy.cost_level, policy.cost_least_effect)
+    by, low, high = (100 * (ratio - 1) for ratio in (found.ratio, found.low, found.high))
+    reason = f"{by:+.1f} % ({low:+.1f} to {high:+.1f}), p = {found.p:.2g}"
+    if disturbed:
+        return Verdict.INCONCLUSIVE, f"{reason}; disturbed: {disturbed[0]}"
+    if found.differs:
+        better = (found.ratio > 1) == before.metric.higher_is_better
+        return (Verdict.BETTER if better else Verdict.WORSE), reason
+    least = policy.cost_least_effect
+    within = 1 / (1 + least) <= found.low <= found.high <= 1 + least
+    return (Verdict.SAME if within else Verdict.INCONCLUSIVE), reason
+
+
+def _without_samples(before: float, after: float, higher_is_better: bool, least: float) -> tuple[Verdict, str]:
+    if before == 0 or abs(after / before - 1) <= least:
+        return Verdict.SAME if before or not after else Verdict.INCONCLUSIVE, f"{before:.4g} became {after:.4g}"
+    better = (after > before) == higher_is_better
+    reason = f"{100 * (after / before - 1):+.1f} %, from one value each"
+    return Verdict.BETTER if better else Verdict.WORSE, reason
+
+
+def exit_code(findings: Sequence[Finding], policy: Policy) -> int:
+    """Return what the gate exits with: the gravest verdict that the policy does not tolerate.
+
+    0 green; 3 worse; 4 something was not measured, or nothing at all; 5 the environment changed; 6 inconclusive.
+    Where no cell is the same or better, tolerance makes nothing green: nothing was shown.
+    """
+    verdicts = {finding.verdict for finding in findings}
+    shown = verdicts & {Verdict.SAME, Verdict.BETTER}
+    for verdict, code in CODES.items():
+        if verdict in verdicts and (verdict not in policy.tolerate or not shown):
+            return code
+    return 0 if shown else CODES[Verdict.NOT_MEASURED]
+
+
+CODES = {Verdict.WORSE: 3, Verdict.NOT_MEASURED: 4, Verdict.CHANGED: 5, Verdict.INCONCLUSIVE: 6}

@@ -1,0 +1,134 @@
+"""All boards as one HTML page that needs no network and no server: tables, a plot, and every record behind them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.leaderboard import Board, LeftOut, Row
+from harness.metric import Metric
+from harness.record import Record
+from harness.tables import best_shown
+
+TEMPLATE = Path(__file__).parent / "assets" / "page"
+
+
+def to_html(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> str:
+    """Return the page; equal boards give equal bytes.
+
+    Whatever comes from a record is data in a JSON block, and the script shows it as text. The page's own policy lets no
+    other script run and nothing be fetched.
+    """
+    html, style, script = (
+        (TEMPLATE / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {
+        "style": style,
+        "script": script,
+        "script_hash": f"sha256-{digest}",
+        "data": _json(payload(boards, left_out)),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], html)
+
+
+def _json(found: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element."""
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    """Return what the script draws: boards, models with their records, environments, and what was left out."""
+    models = _Models()
+    for board in boards:
+        for row in board.rows:
+            models.add(row.record, "")
+    for item in left_out:
+        models.add(item.record, item.reason)
+    count = sum(len(board.rows) for board in boards)
+    return {
+        "summary": f"{count:,} ranked results of {len(models.found):,} models on {len(boards):,} boards",
+        "boards": [_board(board, models.numbers) for board in boards],
+        "models": [{"name": name, "records": found, "published": []} for name, found in models.found.items()],
+        "environments": models.environments,
+        "leftOut": [[f"{one.record.model} on {one.record.task} ({one.record.key})", one.reason] for one in left_out],
+    }
+
+
+class _Models:
+    """Records by model; equal environments are held once."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.numbers: dict[str, int] = {}
+        self.environments: list[dict[str, Any]] = []
+        self._known: dict[str, int] = {}
+
+    def add(self, record: Record, refused: str) -> None:
+        """Take in a record, with the reason for which it does not rank."""
+        self.numbers.setdefault(record.model, len(self.numbers))
+        about = asdict(record.environment)
+        place = self._known.setdefault(json.dumps(about, sort_keys=True), len(self.environments))
+        if place == len(self.environments):
+            self.environments.append(about)
+        self.found[record.model].append({
+            "task": record.task, "key": record.key, "provenance": record.provenance, "command": record.command,
+            "refused": refused, "environment": place,
+            "measurements": [[m.metric.name, m.metric.unit, m.value, m.reason] for m in record.measurements],
+            "about": {
+                "started_at": record.started_at, "seconds": record.seconds, "data": record.data and asdict(record.data),
+                "setup": asdict(record.setup), "source_sha256": record.source_sha256,
+            },
+        })  # fmt: skip
+
+
+def _board(board: Board, numbers: Mapping[str, int]) -> dict[str, Any]:
+    shared = dict(board.conditions)
+    return {
+        "task": board.task,
+        "title": board.title,
+        "hardware": shared.get("device", ""),
+        "machineBound": "device" in shared,
+        "conditions": [[label, value] for label, value in board.conditions if label != "data"],
+        "metrics": [_metric(metric) for metric in board.metrics],
+        "best": [best_shown(board.rows, metric) for metric in board.metrics],
+        "rows": [_row(row, board.metrics, numbers) for row in board.rows],
+    }
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    return {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better, "decimals": metric.decimals}
+
+
+def _row(row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int]) -> dict[str, Any]:
+    record = row.record
+    return {
+        "rank": row.rank,
+        "tied": row.tied,
+        "ranks": row.ranks,
+        "label": row.label,
+        "model": numbers[record.model],
+        "family": family(record.model),
+        "identity": f"{record.model} {record.source_sha256[:16]} {record.setup.preprocessing.image_size}",
+        "note": row.note,
+        "values": [row.values.get(metric.name) for metric in metrics],
+        "intervals": [row.intervals.get(metric.name) for metric in metrics],
+    }
+
+
+def family(model: str) -> str:
+    """Return the family of a model: the first word of a timm name, the carrier of a combination, a user's file."""
+    base = model.partition("+")[0]
+    if base.startswith("timm:"):
+        return base.removeprefix("timm:").partition("_")[0]
+    return base.partition(":")[0]

@@ -1,0 +1,163 @@
+"""Whether models differ on the same images: exact paired tests, corrected for their number, and ranks as intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from harness.errors import RecordError
+from harness.metric import Outcomes
+
+LEVEL = 0.05
+RESAMPLES = 2000
+
+Hits = NDArray[numpy.bool_]
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How two models differ on the same items.
+
+    Args:
+        points: percentage of items that the second gets right, less that of the first.
+        low: lower end of the 95 % interval of `points`.
+        high: upper end.
+        p: exact McNemar, two-sided.
+        gained: items that only the second gets right.
+        lost: items that only the first gets right.
+    """
+
+    points: float
+    low: float
+    high: float
+    p: float
+    gained: int
+    lost: int
+
+
+def hits(outcomes: Outcomes, metric: str) -> Hits | None:
+    """Return which items count as right for a metric `top1`, `top5`, ...; None for a metric of another kind.
+
+    Outcomes of classification have the columns `item`, `target`, `top1`, `top2`, ...: the classes by falling score.
+    """
+    if metric not in outcomes.columns or outcomes.columns[:2] != ("item", "target"):
+        return None
+    last = outcomes.columns.index(metric)
+    return numpy.fromiter((row[1] in row[2 : last + 1] for row in outcomes.rows), bool, len(outcomes.rows))
+
+
+def check_same_items(first: Outcomes, second: Outcomes, names: tuple[str, str]) -> None:
+    """Raise RecordError unless two outcomes are of the same items in the same order."""
+    if [row[0] for row in first.rows] != [row[0] for row in second.rows]:
+        raise RecordError(
+            f"{names[0]} and {names[1]} were not evaluated on the same items in the same order, so they cannot be "
+            "paired. Run both again on the same data."
+        )
+
+
+def paired_difference(first: Hits, second: Hits) -> PairedDifference:
+    """Compare which items two models get right.
+
+    The interval is Wald's with one item added to either side of the disagreements (Agresti and Min 2005), which keeps
+    its coverage where they are few.
+    """
+    count = len(first)
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    points = 100 * (gained - lost) / count
+    b, c, n = gained + 0.5, lost + 0.5, count + 2
+    reach = 100 * 1.959964 * float(numpy.sqrt(b + c - (b - c) ** 2 / n)) / n
+    centre = 100 * (b - c) / n
+    p = float(mcnemar(numpy.array(gained), numpy.array(lost)))
+    return PairedDifference(points, centre - reach, centre + reach, p, gained, lost)
+
+
+def mcnemar(gained: Any, lost: Any) -> Any:
+    """Return the two-sided p of the exact McNemar test for arrays of counts of disagreements.
+
+    Source: McNemar 1947; exact, by the binomial distribution, so that few disagreements need no approximation.
+    """
+    from scipy.stats import binom
+
+    total = gained + lost
+    return numpy.minimum(1.0, 2 * binom.cdf(numpy.minimum(gained, lost), total, 0.5))
+
+
+def all_pairs(correct: Sequence[Hits]) -> NDArray[numpy.float64]:
+    """Return the p (M, M) of the exact McNemar test between every two of M models on the same items."""
+    matrix = numpy.stack(correct).astype(numpy.float32)
+    # Counts up to 2**24 are exact in single precision.
+    both = (matrix @ matrix.T).astype(numpy.int64)
+    right = numpy.diag(both)
+    p: NDArray[numpy.float64] = mcnemar(right[:, None] - both, right[None, :] - both)
+    return p
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in their order.
+
+    Source: Holm 1979; it holds under any dependence between the tests.
+    """
+    order = numpy.argsort(values, kind="stable")
+    factors = len(values) - numpy.arange(len(values))
+    adjusted = numpy.minimum(1.0, numpy.maximum.accumulate(numpy.asarray(values, dtype=float)[order] * factors))
+    corrected = numpy.empty(len(values))
+    corrected[order] = adjusted
+    return [float(value) for value in corrected]
+
+
+def rank_intervals(scores: Sequence[float], p: NDArray[numpy.float64], level: float = LEVEL) -> list[tuple[int, int]]:
+    """Return for each model the best and the worst rank that the data allow, at a joint level.
+
+    A model cannot rank above those that are significantly better, nor below those that are significantly worse. The
+    tests of all pairs are corrected together, so that with probability 1 - level all intervals hold at once.
+
+    Args:
+        scores: higher is better.
+        p: (M, M), of the hypothesis that two models do not differ.
+
+    Source: Mogstad, Romano, Shaikh and Wilhelm 2024, "Inference for Ranks"; with Holm's correction.
+    """
+    count, values = len(scores), numpy.asarray(scores, dtype=float)
+    upper = numpy.triu_indices(count, 1)
+    differs = numpy.zeros((count, count), dtype=bool)
+    differs[upper] = numpy.asarray(holm(p[upper].tolist())) < level
+    differs |= differs.T
+    better = values[None, :] > values[:, None]  # [i, j]: j has the higher score
+    above, below = (differs & better).sum(axis=1), (differs & better.T).sum(axis=1)
+    return [(1 + int(a), count - int(b)) for a, b in zip(above, below, strict=True)]
+
+
+def bootstrap_difference(
+    first: Sequence[float], second: Sequence[float], seed: int = 0, level: float = LEVEL
+) -> tuple[float, float, float]:
+    """Return the mean difference of paired values, second less first, and its percentile bootstrap interval.
+
+    Args:
+        first: one value an item, such as its average precision.
+        second: of the same items.
+    """
+    differences = numpy.asarray(second, dtype=float) - numpy.asarray(first, dtype=float)
+    generator = numpy.random.default_rng(seed)
+    count = len(differences)
+    drawn = [differences[generator.integers(count, size=count)].mean() for _ in range(RESAMPLES)]
+    low, high = numpy.quantile(drawn, [level / 2, 1 - level / 2])
+    return float(differences.mean()), float(low), float(high)
+
+
+def disagreements(first: Outcomes, second: Outcomes, most: int = 10) -> list[tuple[str, int, int]]:
+    """Return the items on which two models disagree most, as item and the place of the right class in either's order.
+
+    The place is 0 where the right class is not among the stored ones. Items of which the right class is first for both,
+    or for none, are no disagreement.
+    """
+    found = []
+    for one, other in zip(first.rows, second.rows, strict=True):
+        places = [row[2:].index(row[1]) + 1 if row[1] in row[2:] else 0 for row in (one, other)]
+        if (places[0] == 1) != (places[1] == 1):
+            distance = abs((places[0] or len(one)) - (places[1] or len(other)))
+            found.append((-distance, str(one[0]), places[0], places[1]))
+    return [(name, a, b) for _, name, a, b in sorted(found)[:most]]

@@ -1,0 +1,125 @@
+"""Verifying and repeating: every edit shows, and a repeated run says what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_records import accuracy, cost
+from test_gate import outcomes
+from typer.testing import CliRunner
+
+from harness import run
+from harness.audit import differing, job_of, verify
+from harness.cli import app
+from harness.errors import RecordError
+from harness.record import Record, Setup, Weights
+from harness.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    found = Store(tmp_path / "results")
+    found.save(accuracy("a", 70.0), outcomes(700))
+    found.save(cost("a", 10.0))
+    CliRunner().invoke(app, ["board", "--results", str(found.root), "-q"])
+    return found
+
+
+def path_of(store: Store, task: str) -> Path:
+    (path,) = store.records.glob(f"{task}__*.json")
+    return path
+
+
+def doubts(store: Store) -> str:
+    return "\n".join(map(str, verify(store)))
+
+
+def test_what_was_written_raises_no_doubt(store: Store) -> None:
+    assert doubts(store) == ""
+    done = CliRunner().invoke(app, ["verify", "--results", str(store.root)])
+    assert (done.exit_code, done.output) == (0, "2 records are as they were written.\n")
+
+
+def test_an_edited_number_is_found_in_the_record_and_on_the_board(store: Store) -> None:
+    path = path_of(store, "imagenet")
+    path.write_text(path.read_text().replace("70.0", "79.0"))
+    found = doubts(store)
+    assert f"{path.name}: was edited" in found
+    assert "leaderboard.csv:3: top1 is 70.0; the record gives 79.0" in found
+    assert CliRunner().invoke(app, ["verify", "--results", str(store.root)]).exit_code == 1
+
+
+def test_an_edited_board_is_found(store: Store) -> None:
+    path = store.root / "leaderboard.csv"
+    path.write_text(path.read_text().replace("70.0", "79.0"))
+    assert doubts(store) == "leaderboard.csv:3: top1 is 79.0; the record gives 70.0."
+
+
+def test_a_row_without_a_record_is_found(store: Store) -> None:
+    path_of(store, "imagenet").unlink()
+    assert "leaderboard.csv:3: no record supports 'a' on 'imagenet'" in doubts(store)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not gzip", None])
+def test_outcomes_that_were_lost_or_damaged_are_found(store: Store, damage: bytes | None) -> None:
+    (path,) = store.outcomes.glob("*.csv.gz")
+    path.unlink() if damage is None else path.write_bytes(damage)
+    assert path_of(store, "imagenet").name in doubts(store)
+
+
+def test_a_renamed_record_and_one_without_a_hash_are_found(store: Store) -> None:
+    path = path_of(store, "cost")
+    content = json.loads(path.read_text())
+    content["content_sha256"] = ""
+    path.unlink()
+    (path.parent / "cost__b__00000000.json").write_text(json.dumps(content))
+    (path.parent / "broken.json").write_text("{")
+    found = doubts(store)
+    assert "has no content hash" in found
+    assert "is the record of cost__a__" in found
+    assert "broken.json: broken.json is not a record" in found
+
+
+def test_no_records_are_not_in_order(tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["verify", "--results", str(tmp_path)]).exit_code == 1
+
+
+def rerun(record: Record, results: Path, *more: str) -> tuple[int, str]:
+    path = results / "records" / f"{record.name}.json"
+    done = CliRunner().invoke(app, ["rerun", str(path), "--results", str(results / "again"), *more])
+    assert done.exception is None or isinstance(done.exception, SystemExit | RecordError), done.exception
+    return done.exit_code, done.output + str(done.exception or "")
+
+
+def test_a_run_is_repeated(nets: str, make_imagenet: Callable[..., Path], tmp_path: Path) -> None:
+    data, results = make_imagenet(), tmp_path / "results"
+    (record,) = run(f"{nets}:tiny", "imagenet", data=data, results=results, workers=0, batch_size=4)
+    where = ("--model", f"{nets}:tiny", "--data", str(data))
+    code, told = rerun(record, results, *where)
+    assert code == 0, told
+    assert "top1: same. the same outcome on every item" in told
+    Path(nets).write_text(Path(nets).read_text() + "\n# another file\n")
+    code, told = rerun(record, results, *where)
+    assert "source:" in told
+
+
+def test_what_a_record_needs_to_be_repeated_is_named() -> None:
+    with pytest.raises(RecordError, match=r"made with nets.py: say where it is with --model FOLDER/nets.py:tiny"):
+        job_of(accuracy("nets.py:tiny"))
+    with pytest.raises(RecordError, match=r"made with w.pth: say where it is with --weights"):
+        job_of(accuracy("vit_s16", setup=Setup(weights=Weights(source="file", file="w.pth"))))
+    with pytest.raises(RecordError, match="failed when it was made"):
+        job_of(accuracy("vit_s16", error="it broke", measurements=()))
+    with pytest.raises(RecordError, match="published, not measured"):
+        job_of(accuracy("vit_s16", provenance="published"))
+
+
+def test_what_differs_beside_the_numbers_is_said() -> None:
+    before = accuracy("a")
+    after = replace(before, environment=replace(before.environment, python="3.13.0", versions={"torch": "2.16.0"}))
+    assert differing(before, after) == ["python: 3.11.7 became 3.13.0", "torch version: 2.15.0 became 2.16.0"]
+    assert differing(before, before) == []

@@ -1,0 +1,84 @@
+"""Two models side by side: differences, tests, and the items that they disagree on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_records import SETUP, accuracy, cost
+from test_gate import outcomes, samples
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.compare import compare
+from harness.errors import RecordError, UnknownName
+from harness.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def test_every_shared_metric_is_compared(store: Store) -> None:
+    store.save(accuracy("one", 70.0), outcomes(700))
+    store.save(accuracy("two", 64.0), outcomes(640))
+    store.save(cost("one", 10.0, samples(10, 1)))
+    store.save(cost("two", 12.0, samples(12, 2)))
+    store.save(accuracy("two", 50.0, task="cub"))
+    found, items = compare(store, "one", "two")
+    by_metric = {one.metric.name: one for one in found}
+    assert sorted(by_metric) == ["gmacs", "latency_b1", "parameters", "top1"]
+    top1, latency = by_metric["top1"], by_metric["latency_b1"]
+    assert top1.change == pytest.approx(-6)
+    assert top1.interval is not None
+    assert top1.interval[0] < -6 < top1.interval[1] < 0
+    assert top1.p is not None
+    assert top1.p < 1e-9
+    assert latency.change == pytest.approx(1.2, rel=0.01)
+    assert latency.test.startswith("Mann-Whitney")
+    assert by_metric["gmacs"].test == "one value each"
+    assert len(items) == 10
+    assert all(item.first == 1 and item.second == 0 for item in items)
+
+
+def test_p_is_corrected_for_the_number_of_tests(store: Store) -> None:
+    for task in ("imagenet", "cub"):
+        store.save(accuracy("one", 70.0, task=task), outcomes(700))
+        store.save(accuracy("two", 69.3, task=task), outcomes(693))
+    found, _ = compare(store, "one", "two")
+    alone = 2 * 0.5**7
+    assert [one.p for one in found] == pytest.approx([2 * alone, 2 * alone])
+
+
+def test_disturbed_timings_are_not_tested(store: Store) -> None:
+    store.save(cost("one", 10.0, samples(10, 1)))
+    store.save(cost("two", 12.0, samples(12, 2), details={"disturbed": ["company"]}))
+    (latency,) = [one for one in compare(store, "one", "two")[0] if one.metric.name == "latency_b1"]
+    assert latency.p is None
+    assert "company" in latency.test
+
+
+def test_what_cannot_be_compared(store: Store) -> None:
+    store.save(accuracy("one", 70.0))
+    with pytest.raises(UnknownName, match=r"no records of 'onn'. Did you mean 'one'\?"):
+        compare(store, "one", "onn")
+    store.save(accuracy("two", 70.0, setup=replace(SETUP, precision="bf16")))
+    with pytest.raises(RecordError, match="share no task under equal conditions"):
+        compare(store, "one", "two")
+    store.save(replace(accuracy("one", 71.0), key="ffffffff"))
+    store.save(replace(accuracy("two", 71.0), key="ffffffff"))
+    with pytest.raises(RecordError, match="'one' has two records on imagenet"):
+        compare(store, "one", "two")
+
+
+def test_the_command_prints_a_page(store: Store) -> None:
+    store.save(accuracy("on|e", 70.0), outcomes(700))
+    store.save(accuracy("two", 64.0), outcomes(640))
+    done = CliRunner().invoke(app, ["compare", "on|e", "two", "--results", str(store.root)])
+    assert done.exit_code == 0, done.output
+    assert "exact McNemar" in done.output
+    assert "image_640" in done.output
+    assert "not in the top 5" in done.output
+    assert "on\\|e" in done.output

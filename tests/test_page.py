@@ -1,0 +1,95 @@
+"""The HTML page: what it holds, that it is the same every time, and that nothing in a record becomes code."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fake_records import accuracy, cost
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.leaderboard import make_boards
+from harness.page import family, payload, to_html
+from harness.record import Record
+from harness.store import Store
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\u2028"
+
+
+def page(records: list[Record]) -> str:
+    return to_html(*make_boards(records))
+
+
+def data_of(html: str) -> dict[str, object]:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', html, re.DOTALL)
+    assert found
+    data: dict[str, object] = json.loads(found[1])
+    return data
+
+
+def test_the_page_holds_every_board_and_record() -> None:
+    records = [accuracy("a"), accuracy("b", 60.0), cost("a", 10.0), accuracy("c", error="it broke", measurements=())]
+    html = page(records)
+    assert data_of(html) == json.loads(json.dumps(payload(*make_boards(records))))
+    data = payload(*make_boards(records))
+    assert [board["task"] for board in data["boards"]] == ["cost", "imagenet"]
+    assert {model["name"]: len(model["records"]) for model in data["models"]} == {"a": 2, "b": 1, "c": 1}
+    assert data["leftOut"] == [[f"c on imagenet ({records[3].key})", "it broke"]]
+
+
+def test_equal_records_give_equal_bytes() -> None:
+    records = [accuracy("a"), accuracy("b", 60.0), cost("a", 10.0)]
+    assert page(records) == page(list(reversed(records)))
+
+
+def test_hostile_text_stays_data() -> None:
+    html = page([accuracy(HOSTILE), accuracy("b", error=HOSTILE, measurements=())])
+    assert HOSTILE not in html
+    assert html.count("</script>") == 2
+    assert "\u2028" not in html
+    assert "{{" not in html
+
+
+def test_the_policy_of_the_page_allows_its_own_script_alone() -> None:
+    html = page([accuracy("a")])
+    script = html.rpartition("<script>")[2].partition("</script>")[0]
+    expected = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{expected}'" in html
+    assert "default-src 'none'" in html
+    assert not re.search(r'(src|href)="(?!data:)', html)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("timm:swin_tiny_patch4.ms", "swin"), ("vit_s16+agent", "vit_s16"), ("nets.py:tiny", "nets.py")],
+)
+def test_families(model: str, expected: str) -> None:
+    assert family(model) == expected
+
+
+def test_the_command_writes_pages_and_tells_stale_ones(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(accuracy("a"))
+    words = ["board", "--results", str(tmp_path), "-q"]
+    assert CliRunner().invoke(app, [*words, "--check"]).exit_code == 1
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert CliRunner().invoke(app, [*words, "--check"]).exit_code == 0
+    store.save(accuracy("b", 60.0))
+    stale = CliRunner().invoke(app, [*words, "--check"])
+    assert stale.exit_code == 1
+    assert "Stale: README.md, leaderboard.csv, leaderboard.tex, leaderboard.html" in stale.output
+
+
+def test_a_budget_is_shown_and_nothing_written(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(cost("light", 10.0))
+    store.save(cost("heavy", 30.0))
+    done = CliRunner().invoke(app, ["board", "--results", str(tmp_path), "--budget", "latency_b1<20"])
+    assert "light" in done.output
+    assert "heavy" not in done.output
+    assert not (tmp_path / "README.md").exists()
