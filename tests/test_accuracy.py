@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import top_k_accuracy_score
 from torch import Tensor
 
@@ -61,6 +62,16 @@ def test_the_result_does_not_depend_on_batches() -> None:
     scores = torch.randn(50, 12, generator=torch.Generator().manual_seed(3))
     targets = [row % 12 for row in range(50)]
     assert evaluate(scores, targets, 1) == evaluate(scores, targets, 9) == evaluate(scores, targets, 50)
+
+
+def test_top_one_has_its_interval() -> None:
+    scores = torch.eye(10).repeat(12, 1)
+    targets = [row % 10 if row < 47 else (row + 1) % 10 for row in range(120)]
+    found = evaluate(scores, targets)
+    expected = binomtest(47, 120).proportion_ci(0.95, method="wilson")
+    interval = found.details["top1_interval"]
+    assert (interval["low"], interval["high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert (interval["level"], interval["method"]) == (0.95, "Wilson")
 
 
 # Ties

@@ -13,6 +13,7 @@ from harness.statistics import (
     compare_runs,
     median_error,
     median_interval,
+    proportion_interval,
     rank_test,
     signed_rank_test,
 )
@@ -122,3 +123,13 @@ def test_runs_are_compared_by_their_medians_alone() -> None:
     difference = compare_runs([run() for _ in range(10)], [run(1.05) for _ in range(10)])
     assert difference.differs
     assert difference.low < 1.05 < difference.high
+
+
+@pytest.mark.parametrize("trials", [1, 7, 120, 15_000])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
+def test_the_interval_of_a_proportion_is_wilsons(trials: int, share: float, level: float) -> None:
+    successes = round(share * trials)
+    expected = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    assert proportion_interval(successes, trials, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0 <= expected.low < expected.high <= 1

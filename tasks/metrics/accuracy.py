@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
+from harness.statistics import proportion_interval
 from harness.task import Batch
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Accuracy:
             right = sum(row[2] in self._real[str(row[0])] for row in judged)
             measurements.append(Measurement(REAL, 100 * right / len(judged)))
         details: dict[str, Any] = {"ties": TIES, "images": len(self.rows), "not_finite": len(broken)}
+        details["top1_interval"] = self._interval(1)
         if judged:
             details["real_images"] = len(judged)
         if broken:
@@ -71,9 +73,18 @@ class Accuracy:
         columns = ("item", "target", *(f"top{place}" for place in range(1, min(5, self._classes) + 1)))
         return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(self.rows)))
 
+    def _right(self, k: int) -> int:
+        """How many images have their target among the best k."""
+        return sum(row[1] in row[2 : 2 + k] for row in self.rows)
+
     def _share(self, k: int) -> float:
         """Percentage of images whose target is among the best k."""
-        return 100 * sum(row[1] in row[2 : 2 + k] for row in self.rows) / len(self.rows)
+        return 100 * self._right(k) / len(self.rows)
+
+    def _interval(self, k: int) -> dict[str, Any]:
+        """The 95 % interval of that percentage."""
+        low, high = proportion_interval(self._right(k), len(self.rows))
+        return {"low": 100 * low, "high": 100 * high, "level": 0.95, "method": "Wilson"}
 
 
 def rank(scores: Tensor, k: int) -> Tensor:

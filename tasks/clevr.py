@@ -1,0 +1,191 @@
+"""CLEVR as classification: how many objects an image shows, and how far away the nearest is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.errors import DataError
+from harness.metric import Evaluation, Measurement, Metric
+from harness.record import Setup
+from harness.registry import TASKS, Entry
+from tasks.classification import Classification
+from tasks.data.clevr_scenes import COUNTS, THRESHOLDS, Scene, count_class, distance_class, read_scenes
+from tasks.data.labelled import LabelledImages, from_files
+from tasks.data.roots import find, set_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDERS = ("CLEVR_v1.0", "clevr", "CLEVR")
+MARKS = ("scenes/CLEVR_*_scenes.json",)
+EXPECTED = "images/<split>/*.png and scenes/CLEVR_<split>_scenes.json"
+OFFICIAL = {"train": 70_000, "val": 15_000}
+MAJORITY = Metric("majority", "%", higher_is_better=True)
+
+Name = Literal["all", "dseq", "vtab", "vissl"]
+
+
+def by_name(scenes: Sequence[Scene]) -> list[Scene]:
+    """Return scenes in the order of their images' names."""
+    return sorted(scenes, key=lambda scene: scene.image)
+
+
+def by_hash(scenes: Sequence[Scene]) -> list[Scene]:
+    """Return the training scenes in the order of TensorFlow Datasets, which VTAB's splits count in.
+
+    Source: `core/hashing.py` and `core/shuffle.py` there: by the MD5 of the split's name and the file's.
+    """
+    return sorted(scenes, key=lambda scene: hashlib.md5(f"train{scene.image}".encode()).digest())
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Which of the official training scenes are trained on, and which are for choosing; all of val is evaluated.
+
+    Args:
+        order: of the official training scenes, before they are divided.
+        share: of them, from the front, is for training, in per cent; the rest is for choosing.
+        train: at most so many of the first are taken, and
+        held_out: of the second; None for all.
+        source: of the rule.
+    """
+
+    source: str
+    order: Callable[[Sequence[Scene]], list[Scene]] = by_name
+    share: int = 100
+    train: int | None = None
+    held_out: int | None = None
+
+    def part(self, scenes: Sequence[Scene], split: str) -> list[Scene]:
+        """Return the training scenes, or those held out of them."""
+        ordered = self.order(scenes)
+        cut = len(ordered) * self.share // 100
+        return ordered[:cut][: self.train] if split == "train" else ordered[cut:][: self.held_out]
+
+    def official(self) -> dict[str, int]:
+        """Return how many scenes each split has on the whole data set."""
+        cut = OFFICIAL["train"] * self.share // 100
+        left = OFFICIAL["train"] - cut
+        return {"train": min(cut, self.train or cut), "held_out": min(left, self.held_out or left),
+                "val": OFFICIAL["val"]}  # fmt: skip
+
+
+PRESETS: Mapping[Name, Preset] = MappingProxyType({
+    "all": Preset("every scene that is there"),
+    "vissl": Preset("VISSL: all of train, all of val"),
+    "vtab": Preset(
+        "VTAB (arXiv:1910.04867): train[:90%] in the order of TensorFlow Datasets' clevr 3, which is computed here "
+        "from the file names by its published rule and was not compared with a copy that it built",
+        by_hash, 90,
+    ),
+    "dseq": Preset("DSeq-JEPA: the sizes of VTAB-1k, in the order of the file names", by_name, 90, 800, 200),
+})  # fmt: skip
+
+
+class Clevr(Classification):
+    """A question about CLEVR's scenes, on the official validation images, the whole image squeezed to the input size.
+
+    Splits: `train`, `val`, and with some presets `held_out`, a part of the official training scenes for choosing.
+
+    Args:
+        preset: which scenes are trained on, see `PRESETS`. Where fewer are there than it takes, those that are there
+            are taken; the data then has another name, and the record says how many were expected.
+
+    Source: Johnson et al. 2017 (arXiv:1612.06890).
+    """
+
+    # A crop would cut objects off.
+    preprocessing = MappingProxyType({"crop_mode": "squash", "crop_pct": 1.0})
+    labels: ClassVar[tuple[str, ...]]
+    label: ClassVar[Callable[[Scene], int]]
+
+    def __init__(
+        self, data: Path | None = None, workers: int = 0, variant: Entry[Any] | None = None, preset: Name = "all"
+    ) -> None:
+        super().__init__(data, workers, variant)
+        self.preset = preset
+        self._scenes: dict[str, list[Scene]] = {}
+
+    def read(self, split: str) -> LabelledImages:
+        """Read the scenes of a split, and label their images.
+
+        Raises:
+            DataError: scenes or images are absent, do not match, or have no class.
+        """
+        home = find(FOLDERS, self.root, EXPECTED, MARKS)
+        official = "val" if split == "val" else "train"
+        scenes = self._official(home, official)
+        if split != "val":
+            scenes = PRESETS[self.preset].part(scenes, split)
+        if not scenes:
+            raise DataError(
+                f"clevr's preset {self.preset!r} has no scenes in its split {split!r}, of {len(self._scenes['train'])} "
+                "official training scenes. Add scenes, or take another preset."
+            )
+        names = [f"{official}/{scene.image}" for scene in scenes]
+        targets = [type(self).label(scene) for scene in scenes]
+        usual = "clevr" if len(scenes) == self._expected()[split] else "clevr-part"
+        return from_files(home / "images", names, targets, self.labels, set_name(home, usual), split)
+
+    def _official(self, home: Path, split: str) -> list[Scene]:
+        """An official split, read once."""
+        if split not in self._scenes:
+            self._scenes[split] = read_scenes(home, split)
+        return self._scenes[split]
+
+    def _expected(self) -> dict[str, int]:
+        """How many scenes each split has on the whole data set."""
+        return PRESETS[self.preset].official()
+
+    def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
+        """Evaluate, and put beside the result what always guessing the most frequent class scores."""
+        evaluation = super().evaluate(model, setup)
+        assert evaluation.outcomes is not None
+        evaluated = Counter(self.labels[int(row[1])] for row in evaluation.outcomes.rows)
+        guess, found = self._majority(evaluated)
+        measurements = (*evaluation.measurements, Measurement(MAJORITY, guess))
+        return replace(evaluation, measurements=measurements, details={**evaluation.details, **found})
+
+    def _majority(self, evaluated: Counter[str]) -> tuple[float, dict[str, Any]]:
+        """The score of guessing, and what the record says of it: classes, their counts, and how many were expected."""
+        splits = {name: Counter(self.labels[target] for target in self.split(name).targets)
+                  for name in self.protocol.trains_on}  # fmt: skip
+        splits[self.evaluated_on] = evaluated
+        source = next(iter(splits))
+        shares = {label: 100 * count / evaluated.total() for label, count in evaluated.items()}
+        guess = max(self.labels, key=lambda label: splits[source][label])
+        details = {
+            "preset": {"name": self.preset, "rule": PRESETS[self.preset].source,
+                       "scenes": {name: counts.total() for name, counts in splits.items()},
+                       "on_the_whole_data_set": {name: self._expected()[name] for name in splits}},
+            "label_histogram": {name: {label: counts[label] for label in self.labels}
+                                for name, counts in splits.items()},
+            "majority": {"guess": guess, "most_frequent_in": source, "score": shares.get(guess, 0.0),
+                         "most_frequent_evaluated": max(self.labels, key=lambda label: evaluated[label]),
+                         "its_score": max(shares.values())},
+        }  # fmt: skip
+        return shares.get(guess, 0.0), details
+
+
+@TASKS.register("clevr_count")
+class ClevrCount(Clevr):
+    """How many objects there are, 3 to 10: eight classes."""
+
+    labels = tuple(map(str, COUNTS))
+    label = staticmethod(count_class)
+
+
+@TASKS.register("clevr_dist")
+class ClevrDist(Clevr):
+    """How far away the nearest object is: six classes of its depth."""
+
+    labels = tuple(
+        f"({low:g}, {high:g}]" for low, high in zip((0, *THRESHOLDS), (*THRESHOLDS, float("inf")), strict=True)
+    )
+    label = staticmethod(distance_class)
