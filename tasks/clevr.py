@@ -26,7 +26,9 @@ FOLDERS = ("CLEVR_v1.0", "clevr", "CLEVR")
 MARKS = ("scenes/CLEVR_*_scenes.json",)
 EXPECTED = "images/<split>/*.png and scenes/CLEVR_<split>_scenes.json"
 OFFICIAL = {"train": 70_000, "val": 15_000}
+# What the best constant prediction scores; and the one that training alone would choose.
 MAJORITY = Metric("majority", "%", higher_is_better=True)
+TRAIN_MAJORITY = Metric("train_majority", "%", higher_is_better=True, minor=True)
 
 Name = Literal["all", "dseq", "vtab", "vissl"]
 
@@ -144,33 +146,41 @@ class Clevr(Classification):
         return PRESETS[self.preset].official()
 
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
-        """Evaluate, and put beside the result what always guessing the most frequent class scores."""
+        """Evaluate, and put beside the result what always guessing one class scores."""
         evaluation = super().evaluate(model, setup)
         assert evaluation.outcomes is not None
-        evaluated = Counter(self.labels[int(row[1])] for row in evaluation.outcomes.rows)
-        guess, found = self._majority(evaluated)
-        measurements = (*evaluation.measurements, Measurement(MAJORITY, guess))
-        return replace(evaluation, measurements=measurements, details={**evaluation.details, **found})
+        splits = {name: self._histogram(self.split(name).targets) for name in self.protocol.trains_on}
+        splits[self.evaluated_on] = self._histogram([int(row[1]) for row in evaluation.outcomes.rows])
+        guesses, best = self._guesses(splits)
+        details = {**evaluation.details, "preset": self._chosen(splits), "label_histogram": splits, "guesses": best}
+        return replace(evaluation, measurements=(*evaluation.measurements, *guesses), details=details)
 
-    def _majority(self, evaluated: Counter[str]) -> tuple[float, dict[str, Any]]:
-        """The score of guessing, and what the record says of it: classes, their counts, and how many were expected."""
-        splits = {name: Counter(self.labels[target] for target in self.split(name).targets)
-                  for name in self.protocol.trains_on}  # fmt: skip
-        splits[self.evaluated_on] = evaluated
-        source = next(iter(splits))
-        shares = {label: 100 * count / evaluated.total() for label, count in evaluated.items()}
-        guess = max(self.labels, key=lambda label: splits[source][label])
-        details = {
-            "preset": {"name": self.preset, "rule": PRESETS[self.preset].source,
-                       "scenes": {name: counts.total() for name, counts in splits.items()},
-                       "on_the_whole_data_set": {name: self._expected()[name] for name in splits}},
-            "label_histogram": {name: {label: counts[label] for label in self.labels}
-                                for name, counts in splits.items()},
-            "majority": {"guess": guess, "most_frequent_in": source, "score": shares.get(guess, 0.0),
-                         "most_frequent_evaluated": max(self.labels, key=lambda label: evaluated[label]),
-                         "its_score": max(shares.values())},
-        }  # fmt: skip
-        return shares.get(guess, 0.0), details
+    def _histogram(self, targets: Sequence[int]) -> dict[str, int]:
+        """How many images each class has."""
+        counts = Counter(targets)
+        return {label: counts[target] for target, label in enumerate(self.labels)}
+
+    def _guesses(self, splits: Mapping[str, Mapping[str, int]]) -> tuple[list[Measurement], dict[str, Any]]:
+        """What always guessing the most frequent class scores on the evaluated images: theirs, and that of training."""
+        evaluated = splits[self.evaluated_on]
+        best = {name: max(counts, key=lambda label: counts[label]) for name, counts in splits.items()}
+        scores = {name: 100 * evaluated[label] / sum(evaluated.values()) for name, label in best.items()}
+        guesses = [Measurement(MAJORITY, scores[self.evaluated_on])]
+        if "train" in scores:
+            guesses.append(Measurement(TRAIN_MAJORITY, scores["train"]))
+        return guesses, {
+            f"most frequent in {name}": {"class": best[name], f"score on {self.evaluated_on}": scores[name]}
+            for name in splits
+        }
+
+    def _chosen(self, splits: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        """Which scenes the preset took, and how many it takes of the whole data set."""
+        return {
+            "name": self.preset,
+            "rule": PRESETS[self.preset].source,
+            "scenes": {name: sum(counts.values()) for name, counts in splits.items()},
+            "scenes_of_the_whole_data_set": {name: self._expected()[name] for name in splits},
+        }
 
 
 @TASKS.register("clevr_count")
