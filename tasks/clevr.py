@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from harness.registry import TASKS, Entry
 from tasks.classification import Classification
 from tasks.data.clevr_scenes import COUNTS, THRESHOLDS, Scene, count_class, distance_class, read_scenes
 from tasks.data.labelled import LabelledImages, from_files
-from tasks.data.roots import find, set_name
+from tasks.data.roots import data_name, find
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +44,11 @@ def by_hash(scenes: Sequence[Scene]) -> list[Scene]:
 
     Source: `core/hashing.py` and `core/shuffle.py` there: by the MD5 of the split's name and the file's.
     """
-    return sorted(scenes, key=lambda scene: hashlib.md5(f"train{scene.image}".encode()).digest())
+    return sorted(scenes, key=lambda scene: _md5(f"train{scene.image}"))
+
+
+def _md5(text: str) -> bytes:
+    return hashlib.md5(text.encode(), usedforsecurity=False).digest()
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,6 @@ class Clevr(Classification):
     # A crop would cut objects off.
     preprocessing = MappingProxyType({"crop_mode": "squash", "crop_pct": 1.0})
     labels: ClassVar[tuple[str, ...]]
-    label: ClassVar[Callable[[Scene], int]]
 
     def __init__(
         self, data: Path | None = None, workers: int = 0, variant: Entry[Any] | None = None, preset: Name = "all"
@@ -113,6 +117,15 @@ class Clevr(Classification):
         super().__init__(data, workers, variant)
         self.preset = preset
         self._scenes: dict[str, list[Scene]] = {}
+
+    @staticmethod
+    @abstractmethod
+    def label(scene: Scene) -> int:
+        """Return the class of a scene.
+
+        Raises:
+            DataError: it has none.
+        """
 
     def read(self, split: str) -> LabelledImages:
         """Read the scenes of a split, and label their images.
@@ -131,9 +144,9 @@ class Clevr(Classification):
                 "official training scenes. Add scenes, or take another preset."
             )
         names = [f"{official}/{scene.image}" for scene in scenes]
-        targets = [type(self).label(scene) for scene in scenes]
+        targets = [self.label(scene) for scene in scenes]
         usual = "clevr" if len(scenes) == self._expected()[split] else "clevr-part"
-        return from_files(home / "images", names, targets, self.labels, set_name(home, usual), split)
+        return from_files(home / "images", names, targets, self.labels, data_name(home, usual), split)
 
     def _official(self, home: Path, split: str) -> list[Scene]:
         """An official split, read once."""
@@ -144,6 +157,16 @@ class Clevr(Classification):
     def _expected(self) -> dict[str, int]:
         """How many scenes each split has on the whole data set."""
         return PRESETS[self.preset].official()
+
+    def stream(self, seed: int) -> Callable[[int], tuple[bytes, int, str]]:
+        """Return training scenes without end, from a position to file content, class and name.
+
+        Raises:
+            DataError: the data set was not generated here.
+        """
+        from tasks.data.mini_clevr import EndlessScenes
+
+        return EndlessScenes.of(find(FOLDERS, self.root, EXPECTED, MARKS), self.label, seed)
 
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Evaluate, and put beside the result what always guessing one class scores."""

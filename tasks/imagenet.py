@@ -14,7 +14,7 @@ from tasks.classification import Classification
 from tasks.data.ground_truth import read_flat_folder
 from tasks.data.image_folder import folders_in, read_class_folders
 from tasks.data.labelled import LabelledImages, images_in
-from tasks.data.roots import data_root, find, set_name
+from tasks.data.roots import data_name, data_root, find
 from tasks.data.timm_reader import SPLITS, parquets_of, read_hugging_face, read_tars, tars_of
 
 FOLDERS = ("imagenet", "imagenet-1k", "imagenet1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
@@ -41,7 +41,7 @@ class ImageNet(Classification):
         if hub := self._on_hub():
             return read_hugging_face(hub, class_ids(Path()), "imagenet", split)
         home = self._home()
-        classes, name = class_ids(home), set_name(home, "imagenet")
+        classes, name = class_ids(home), data_name(home, "imagenet")
         folder = next((home / word for word in (split, *SPLITS[split]) if (home / word).is_dir()), None)
         if folder and (found := _unpacked(folder, home, classes, name, split)):
             return found

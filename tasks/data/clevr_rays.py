@@ -103,7 +103,8 @@ def _normals(thing: Thing, points: Array) -> Array:
     elif thing.shape == "cylinder":
         lid = np.abs(local[2]) > np.hypot(local[0], local[1])
         local = np.where(lid, [[0], [0], [1]] * np.sign(local[2]), local * [[1], [1], [0]])
-    return turn.T @ (local / np.linalg.norm(local, axis=0))
+    normals: Array = turn.T @ (local / np.linalg.norm(local, axis=0))
+    return normals
 
 
 def visible(world: World) -> bool:

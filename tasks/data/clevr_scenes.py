@@ -42,8 +42,8 @@ def count_class(scene: Scene) -> int:
     count = len(scene.depths)
     if count not in COUNTS:
         raise DataError(
-            f"The scene of {scene.image!r} has {count} objects: expected {COUNTS[0]} to {COUNTS[-1]}, since counts have "
-            "no other classes. Remove the scene with its image, or evaluate clevr_dist."
+            f"The scene of {scene.image!r} has {count} objects: expected {COUNTS[0]} to {COUNTS[-1]}, since other "
+            "counts have no class. Remove the scene with its image, or evaluate clevr_dist."
         )
     return count - COUNTS[0]
 
@@ -91,7 +91,8 @@ def read_scenes(home: Path, split: str) -> list[Scene]:
         found = msgspec.json.decode(path.read_bytes(), type=_File).scenes
     except FileNotFoundError as error:
         raise DataError(
-            f"clevr has no scenes of its split {split!r}: expected {path.parent.name}/{path.name} beside images/. Add it."
+            f"clevr has no scenes of its split {split!r}: expected {path.parent.name}/{path.name} beside images/. "
+            "Add it."
         ) from error
     except OSError as error:
         raise unreadable(path.name, error) from error
@@ -126,8 +127,8 @@ def _scene(raw: msgspec.Raw, position: int, path: Path, split: str) -> Scene:
     depths = tuple(each.pixel_coords[2] for each in scene.objects)
     if not all(0 < depth < math.inf for depth in depths):
         raise DataError(
-            f"Scene {position} of {path.name} ({scene.image_filename!r}) has an object at depth {min(depths)}: expected "
-            "more than 0, in front of the camera. Write the third of its pixel_coords again."
+            f"Scene {position} of {path.name} ({scene.image_filename!r}) has an object at depth {min(depths)}: "
+            "expected more than 0, in front of the camera. Write the third of its pixel_coords again."
         )
     return Scene(scene.image_filename, depths)
 

@@ -175,6 +175,8 @@ def relationships(things: Sequence[Thing], directions: dict[str, list[float]]) -
     centres = np.array([thing.centre for thing in things]).reshape(-1, 3)
     offsets = centres[None] - centres[:, None]
     return {
-        name: [np.flatnonzero(row > LEAST_DISTANCE_OF_RELATION).tolist() for row in offsets @ np.array(directions[name])]
+        name: [
+            np.flatnonzero(row > LEAST_DISTANCE_OF_RELATION).tolist() for row in offsets @ np.array(directions[name])
+        ]
         for name in ("behind", "front", "left", "right")
     }

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.errors import SetupError
+from harness.errors import DataError, SetupError
 from harness.progress import track
 from harness.registry import GENERATORS
 from tasks.data.clevr_rays import render, visible
 from tasks.data.clevr_scenes import Scene, count_class, distance_class
 from tasks.data.clevr_world import COLOURS, Array, World, arrangements, describe, set_stage
-from tasks.data.publish import publish
+from tasks.data.publish import CARD, publish
 
 GENERATOR = 1  # to be raised whenever a pixel or a label changes
 FOLDER = "CLEVR_v1.0"
@@ -44,16 +44,26 @@ class Drawing:
     @property
     def count_class(self) -> int:
         """The class of Clevr-Count, 0 to 7."""
-        return count_class(self._known)
+        return count_class(self.known)
 
     @property
     def distance_class(self) -> int:
         """The class of Clevr-Dist, 0 to 5."""
-        return distance_class(self._known)
+        return distance_class(self.known)
 
     @property
-    def _known(self) -> Scene:
+    def known(self) -> Scene:
+        """What the classes are made of."""
         return Scene(self.scene["image_filename"], tuple(each["pixel_coords"][2] for each in self.scene["objects"]))
+
+
+def imagine(index: int, *, seed: int = 0, split: int = 0, counts: tuple[int, int] = (FEWEST, MOST)) -> World:
+    """Return what stands in the scene of an index, each object in sight; arguments as `draw` takes them."""
+    rng = np.random.default_rng([seed, split, index, 0])
+    stage = set_stage(rng)
+    count = int(rng.integers(counts[0], counts[1] + 1))
+    worlds = (replace(stage, things=things) for things in arrangements(rng, stage.camera, count))
+    return next(world for world in worlds if visible(world))
 
 
 def draw(
@@ -69,29 +79,25 @@ def draw(
 
     Args:
         split: 0 for train, 1 for val; any other number is a further series.
-        difficulty: 0..1; fades objects and shadows until nothing of them is left at 1, strews flat spots of the objects'
+        difficulty: 0..1; fades objects and shadows until nothing of them is left at 1, strews flat spots of the same
             colours, and adds noise. Neither the scene nor its classes depend on it.
         size: height and width in pixels; the scene does not depend on it.
         counts: fewest and most objects, each number equally often.
     """
-    rng = np.random.default_rng([seed, split, index, 0])
-    stage = set_stage(rng)
-    count = int(rng.integers(counts[0], counts[1] + 1))
-    worlds = (replace(stage, things=things) for things in arrangements(rng, stage.camera, count))
-    world = next(world for world in worlds if visible(world))
+    world = imagine(index, seed=seed, split=split, counts=counts)
     looks = np.random.default_rng([seed, split, index, 1])
-    picture = _faded(world, stage, _spots(looks, difficulty), difficulty, size)
+    picture = _faded(world, _spots(looks, difficulty), difficulty, size)
     picture = picture + (0.004 + 0.08 * difficulty) * looks.standard_normal(picture.shape)
     name = SPLITS[split] if split < len(SPLITS) else f"series{split}"
     pixels: NDArray[np.uint8] = np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
     return Drawing(pixels, describe(world, name, index, *size))
 
 
-def _faded(world: World, stage: World, spots: Array, difficulty: float, size: tuple[int, int]) -> Array:
+def _faded(world: World, spots: Array, difficulty: float, size: tuple[int, int]) -> Array:
     """Return the picture of a world, mixed with that of its empty stage."""
     if difficulty == 0:
         return render(world, spots, *size)
-    empty = render(stage, spots, *size)
+    empty = render(replace(world, things=()), spots, *size)
     return empty if difficulty == 1 else empty + (1 - difficulty) * (render(world, spots, *size) - empty)
 
 
@@ -100,6 +106,48 @@ def _spots(rng: np.random.Generator, difficulty: float) -> Array:
     number = rng.poisson(8 * difficulty)
     colours = np.array(list(COLOURS.values()))[rng.integers(len(COLOURS), size=number)] / 255
     return np.column_stack([rng.uniform(-3.5, 3.5, (number, 2)), rng.uniform(0.2, 0.7, number), colours])
+
+
+@dataclass(frozen=True)
+class EndlessScenes:
+    """Scenes drawn as those of a generated folder were, from a position to PNG content, class and name.
+
+    Args:
+        label: the class of a scene.
+        number: of the sequence; no two share a scene, and none has one of the splits.
+        seed, difficulty, counts, size: as `draw` takes them.
+    """
+
+    label: Callable[[Scene], int]
+    number: int
+    seed: int = 0
+    difficulty: float = 0.0
+    counts: tuple[int, int] = (FEWEST, MOST)
+    size: tuple[int, int] = SIZE
+
+    @classmethod
+    def of(cls, folder: Path, label: Callable[[Scene], int], number: int) -> EndlessScenes:
+        """Return a sequence with the parameters of a generated folder.
+
+        Raises:
+            DataError: the folder was made by something else.
+        """
+        try:
+            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            fewest, most = card["counts"]
+            known = card["generator"] == GENERATOR
+        except (OSError, ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise DataError(f"{folder} was not made by this generator, so its scenes have no sequel. Generate it anew.")
+        return cls(label, number, card["seed"], card["difficulty"], (fewest, most))
+
+    def __call__(self, position: int) -> tuple[bytes, int, str]:
+        """Draw the scene at a position."""
+        split = len(SPLITS) + self.number
+        drawing = draw(position, seed=self.seed, split=split, difficulty=self.difficulty, size=self.size,
+                       counts=self.counts)  # fmt: skip
+        return to_png(drawing.pixels), self.label(drawing.known), drawing.scene["image_filename"]
 
 
 @GENERATORS.register("clevr")
@@ -137,9 +185,7 @@ def generate(
     return publish(root / FOLDER, card, names, _writer(numbers, seed, difficulty, counts))
 
 
-def _writer(
-    numbers: tuple[int, int], seed: int, difficulty: float, counts: tuple[int, int]
-) -> Callable[[Path], None]:
+def _writer(numbers: tuple[int, int], seed: int, difficulty: float, counts: tuple[int, int]) -> Callable[[Path], None]:
     """Return the function that writes pictures and scenes into a new folder."""
 
     def write(folder: Path) -> None:

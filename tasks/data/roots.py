@@ -44,11 +44,11 @@ def find(names: tuple[str, ...], given: Path | None, expected: str, marks: tuple
     )
 
 
-def set_name(home: Path, usual: str) -> str:
-    """Return the name of the data set in a folder: the usual one, unless its `dataset.json` gives another.
+def data_name(home: Path, usual: str) -> str:
+    """Return the usual name of a data set, unless the folder's dataset.json gives the data another one.
 
     Raises:
-        DataError: that file gives none.
+        DataError: that file says something else.
     """
     path = home / "dataset.json"
     if not path.is_file():
