@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import noise_jpeg
 
 from harness import run
 from harness.errors import DataError, SetupError
@@ -16,8 +17,6 @@ from harness.leaderboard import make_boards
 from harness.task import build_task
 from tasks.clevr import PRESETS, Clevr
 from tasks.data.clevr_scenes import Scene, count_class, distance_class
-
-from conftest import noise_jpeg
 
 Make = Callable[..., Path]
 
@@ -123,7 +122,7 @@ def test_the_folder_has_several_names(make_clevr: Make, folder: str) -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ({"objects": []}, r"Scene 1 of CLEVR_val_scenes.json cannot be read \(.*image_filename.*expected image_filename"),
+        ({"objects": []}, r"Scene 1 of CLEVR_val_scenes.json cannot be read \(.*image_filename"),
         ({"image_filename": "b.png"}, r"Scene 1 .* \('b.png'\) cannot be read \(.*objects"),
         ({"image_filename": "b.png", "objects": [{"3d_coords": [1, 2, 3]}]}, r"\('b.png'\) .*pixel_coords"),
         ({"image_filename": "b.png", "objects": [{"pixel_coords": [1, 2]}]}, r"\('b.png'\) .*length"),
@@ -205,7 +204,7 @@ def test_dseq_takes_the_first_of_the_first_nine_tenths(two_thousand: Path) -> No
 def test_vtab_counts_in_the_order_of_tensorflow_datasets(two_thousand: Path) -> None:
     task = clevr("clevr_count:knn,preset=vtab", two_thousand)
     names = [name.removeprefix("train/") for split in ("train", "held_out") for name in task.split(split).names]
-    keys = [int(hashlib.md5(b"train" + name.encode()).hexdigest(), 16) for name in names]  # noqa: S324
+    keys = [int(hashlib.md5(b"train" + name.encode()).hexdigest(), 16) for name in names]
     assert keys == sorted(keys)
     assert (len(task.split("train")), len(names), len(set(names))) == (1800, 2000, 2000)
 
