@@ -69,11 +69,11 @@ class Preset:
     train: int | None = None
     held_out: int | None = None
 
-    def part(self, scenes: Sequence[Scene], split: str) -> list[Scene]:
-        """Return the training scenes, or those held out of them."""
+    def parts(self, scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
+        """Return the splits that official training scenes are divided into."""
         ordered = self.order(scenes)
         cut = len(ordered) * self.share // 100
-        return ordered[:cut][: self.train] if split == "train" else ordered[cut:][: self.held_out]
+        return {"train": ordered[:cut][: self.train], "held_out": ordered[cut:][: self.held_out]}
 
     def official(self) -> dict[str, int]:
         """Return how many scenes each split has on the whole data set."""
@@ -133,11 +133,13 @@ class Clevr(Classification):
         Raises:
             DataError: scenes or images are absent, do not match, or have no class.
         """
+        if split not in (expected := self._expected()):
+            raise DataError(f"clevr has no split {split!r} with scenes: expected one of {', '.join(expected)}.")
         home = find(FOLDERS, self.root, EXPECTED, MARKS)
         official = "val" if split == "val" else "train"
         scenes = self._official(home, official)
         if split != "val":
-            scenes = PRESETS[self.preset].part(scenes, split)
+            scenes = PRESETS[self.preset].parts(scenes)[split]
         if not scenes:
             raise DataError(
                 f"clevr's preset {self.preset!r} has no scenes in its split {split!r}, of {len(self._scenes['train'])} "
@@ -145,7 +147,7 @@ class Clevr(Classification):
             )
         names = [f"{official}/{scene.image}" for scene in scenes]
         targets = [self.label(scene) for scene in scenes]
-        usual = "clevr" if len(scenes) == self._expected()[split] else "clevr-part"
+        usual = "clevr" if len(scenes) == expected[split] else "clevr-part"
         return from_files(home / "images", names, targets, self.labels, data_name(home, usual), split)
 
     def _official(self, home: Path, split: str) -> list[Scene]:

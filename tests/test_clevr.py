@@ -217,6 +217,11 @@ def test_every_scene_is_trained_on(two_thousand: Path, preset: str) -> None:
         task.split("held_out")
 
 
+def test_the_official_test_has_no_scenes(two_thousand: Path) -> None:
+    with pytest.raises(DataError, match=r"no split 'test' with scenes: expected one of train, held_out, val"):
+        clevr("clevr_count", two_thousand).split("test")
+
+
 def test_presets_of_the_whole_data_set() -> None:
     sizes = {name: preset.official() for name, preset in PRESETS.items()}
     assert sizes["all"] == sizes["vissl"] == {"train": 70_000, "held_out": 0, "val": 15_000}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.errors import DataError, SetupError
 from harness.task import build_task
 from tasks.clevr import Clevr
 from tasks.data import mini_clevr
-from tasks.data.clevr_rays import nearest, render
+from tasks.data.clevr_rays import centres, nearest, rays, render
 from tasks.data.clevr_scenes import count_class
 from tasks.data.clevr_world import SIZES, Thing, aim, describe, relationships
 from tasks.data.mini_clevr import Drawing, EndlessScenes, draw, generate, imagine
@@ -119,7 +120,7 @@ def test_difficulty_ends_with_an_empty_ground() -> None:
     world = imagine(3)
     faded, bare = draw(3, difficulty=1.0), np.random.default_rng([0, 0, 3, 1])
     spots = mini_clevr._spots(bare, 1.0)
-    empty = render(type(world)(world.camera, world.lamps, ()), spots, 120, 160)
+    empty = render(replace(world, things=()), spots, 120, 160)
     noise = 0.084 * bare.standard_normal(empty.shape)
     assert np.array_equal(faded.pixels, np.rint(255 * np.clip(empty + noise, 0, 1)).astype(np.uint8))
 
@@ -272,6 +273,30 @@ def test_rays_meet_the_first_object() -> None:
             assert which[ray] == inside[:, first].argmax()
             assert distance[ray] == pytest.approx(steps[first], abs=1e-3)
     assert found > 50
+
+
+def test_every_object_is_in_sight() -> None:
+    for index in range(40):
+        world = imagine(index, counts=(8, 10))
+        directions = rays(world.camera, *centres(240, 320), 240, 320)
+        _, which = nearest(world.things, world.camera.position, directions)
+        # The official least is 200 pixels here; it is decided on a coarser picture.
+        assert np.bincount(which + 1, minlength=len(world.things) + 1)[1:].min() > 130
+
+
+def test_objects_cast_shadows_and_metal_shines() -> None:
+    world = imagine(2, counts=(6, 6))
+    bare, nothing = replace(world, things=()), np.zeros((0, 6))
+    _, which = nearest(world.things, world.camera.position, rays(world.camera, *centres(90, 120), 90, 120))
+    ground = which.reshape(90, 120) < 0
+    change = (render(world, nothing, 90, 120) - render(bare, nothing, 90, 120)).mean(axis=2)[ground]
+    assert (change < -0.1).mean() > 0.02
+    assert change.max() < 0.1  # at edges alone, which are mixed
+    peaks = []
+    for material in ("rubber", "metal"):
+        coated = tuple(replace(thing, material=material, shape="sphere", colour="gray") for thing in world.things)
+        peaks.append(render(replace(world, things=coated), nothing, 90, 120).max(axis=2)[~ground].max())
+    assert peaks[1] > peaks[0] + 0.3
 
 
 # The objects, and nothing else, tell the class

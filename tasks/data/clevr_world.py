@@ -119,16 +119,18 @@ def set_stage(rng: np.random.Generator) -> World:
 
 def arrangements(rng: np.random.Generator, camera: Camera, count: int) -> Iterator[tuple[Thing, ...]]:
     """Yield arrangements of so many objects that keep their distances, without end."""
+    named = camera.directions()
+    axes = np.array([named["left"][:2], named["behind"][:2]])
     while True:
         things: list[Thing] = []
-        while len(things) < count and (placed := _place(rng, camera, things)):
+        while len(things) < count and (placed := _place(rng, axes, things)):
             things.append(placed)
         if len(things) == count:
             yield tuple(things)
 
 
-def _place(rng: np.random.Generator, camera: Camera, things: Sequence[Thing]) -> Thing | None:
-    """Return one more object that keeps its distance from the others; None where no place is found."""
+def _place(rng: np.random.Generator, axes: Array, things: Sequence[Thing]) -> Thing | None:
+    """Return one more object that keeps its distance from the others, also along both axes; None without a place."""
     size = _one_of(rng, SIZES)
     radius = SIZES[size]
     places = rng.uniform(-EXTENT, EXTENT, (TRIES, 2))
@@ -136,8 +138,7 @@ def _place(rng: np.random.Generator, camera: Camera, things: Sequence[Thing]) ->
         offsets = places[:, None] - np.array([thing.centre[:2] for thing in things])  # (tries, things, 2)
         radii = np.array([thing.radius for thing in things])
         far = np.hypot(offsets[..., 0], offsets[..., 1]) - radii - radius >= LEAST_GAP
-        named = camera.directions()
-        along = np.abs(offsets @ np.array([named["left"][:2], named["behind"][:2]]).T)
+        along = np.abs(offsets @ axes.T)
         places = places[(far & (along >= MARGIN).all(axis=2)).all(axis=1)]
     if not len(places):
         return None
