@@ -66,7 +66,7 @@ def measure(root: Path, weights: Path) -> dict[str, Outcome]:
         y, y_test = (np.array(task.split(split).targets) for split in ("train", "val"))
         right = []
         for x, x_test in nets:
-            probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)).fit(x, y)
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000)).fit(x, y)
             right.append(int((probe.predict(x_test) == y_test).sum()))
         outcomes[name] = Outcome(right[0], right[1], int(np.bincount(y_test).max()), len(y_test))
     return outcomes

@@ -21,7 +21,7 @@ from tasks.clevr import Clevr
 from tasks.data import mini_clevr
 from tasks.data.clevr_rays import centres, nearest, rays, render
 from tasks.data.clevr_scenes import count_class
-from tasks.data.clevr_world import SIZES, Thing, aim, describe, relationships
+from tasks.data.clevr_world import CAMERA, CAMERA_JITTER, SIZES, Thing, aim, describe, relationships
 from tasks.data.mini_clevr import Drawing, EndlessScenes, draw, generate, imagine
 
 Array = NDArray[np.float64]
@@ -178,17 +178,21 @@ def _official(shared_data: Path) -> list[dict[str, Any]]:
 
 
 def test_the_camera_is_the_official_one(shared_data: Path) -> None:
+    places = []
     for scene in [scene for scene in _official(shared_data) if len(scene["objects"]) >= 5][:100]:
         points = np.array([each["3d_coords"] for each in scene["objects"]])
         pixels = np.array([each["pixel_coords"] for each in scene["objects"]])
         # Depth is linear in the point; the camera looks at the origin, so that this gives its place.
         *axis, at = np.linalg.lstsq(np.column_stack([points, -np.ones(len(points))]), pixels[:, 2])[0]
         camera = aim(at * np.array(axis))
+        places.append(camera.position)
         for name, direction in camera.directions().items():
             np.testing.assert_allclose(direction, scene["directions"][name], atol=2e-3)
         projected = np.array([camera.project(point, 160, 240) for point in points])
         assert np.abs(projected[:, :2] - pixels[:, :2]).max() <= 1
         np.testing.assert_allclose(projected[:, 2], pixels[:, 2], atol=1e-3)
+    for reach in (np.max(places, axis=0) - CAMERA, CAMERA - np.min(places, axis=0)):
+        np.testing.assert_allclose(reach, CAMERA_JITTER, rtol=0.1)
 
 
 def test_relationships_are_the_official_ones(shared_data: Path) -> None:
