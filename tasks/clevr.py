@@ -177,7 +177,7 @@ class Clevr(Classification):
         splits = {name: self._histogram(self.split(name).targets) for name in self.protocol.trains_on}
         splits[self.evaluated_on] = self._histogram([int(row[1]) for row in evaluation.outcomes.rows])
         guesses, best = self._guesses(splits)
-        details = {**evaluation.details, "preset": self._chosen(splits), "label_histogram": splits, "guesses": best}
+        details = {**evaluation.details, "splits": self._chosen(splits), "label_histogram": splits, "guesses": best}
         return replace(evaluation, measurements=(*evaluation.measurements, *guesses), details=details)
 
     def _histogram(self, targets: Sequence[int]) -> dict[str, int]:
@@ -201,7 +201,7 @@ class Clevr(Classification):
     def _chosen(self, splits: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         """Which scenes the preset took, and how many it takes of the whole data set."""
         return {
-            "name": self.preset,
+            "preset": self.preset,
             "rule": PRESETS[self.preset].source,
             "scenes": {name: sum(counts.values()) for name, counts in splits.items()},
             "scenes_of_the_whole_data_set": {name: self._expected()[name] for name in splits},

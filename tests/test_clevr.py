@@ -38,12 +38,12 @@ def make_clevr(tmp_path: Path) -> Make:
     def make(images: bool = True, **splits: list[dict[str, Any]]) -> Path:
         home = tmp_path / "data" / "CLEVR_v1.0"
         (home / "scenes").mkdir(parents=True, exist_ok=True)
-        for split, scenes in splits.items():
+        for place, (split, scenes) in enumerate(splits.items()):
             (home / "images" / split).mkdir(parents=True, exist_ok=True)
             content = {"info": {"split": split}, "scenes": scenes}
             (home / "scenes" / f"CLEVR_{split}_scenes.json").write_text(json.dumps(content))
             for number, each in enumerate(scenes if images else []):
-                (home / "images" / split / each["image_filename"]).write_bytes(noise_jpeg(number))
+                (home / "images" / split / each["image_filename"]).write_bytes(noise_jpeg(1000 * place + number))
         return tmp_path / "data"
 
     return make
@@ -271,8 +271,8 @@ def test_a_users_own_model(make_clevr: Make, nets: str, tmp_path: Path) -> None:
     assert count.details["top1_interval"]["low"] < count.values()["top1"] < count.details["top1_interval"]["high"]
     # Five images within one class: the first 18 of 20 scenes are the first nine tenths.
     assert distance.values()["majority"] == 100
-    assert distance.details["preset"]["scenes"] == {"train": 18, "val": 10}
-    assert distance.details["preset"]["scenes_of_the_whole_data_set"] == {"train": 800, "val": 15_000}
+    assert distance.details["splits"]["scenes"] == {"train": 18, "val": 10}
+    assert distance.details["splits"]["scenes_of_the_whole_data_set"] == {"train": 800, "val": 15_000}
     boards, left_out = make_boards(records)
     assert not left_out
     assert [[metric.name for metric in board.metrics][:3] for board in boards] == [["top1", "top5", "majority"]] * 2
@@ -280,7 +280,7 @@ def test_a_users_own_model(make_clevr: Make, nets: str, tmp_path: Path) -> None:
 
 
 def test_guesses_are_scored_on_what_was_evaluated(make_clevr: Make, nets: str, tmp_path: Path) -> None:
-    scenes = [scene(f"v{n}.png", [9.0] * (3 + n % 2)) for n in range(8)]
+    scenes = [scene(f"{n}.png", [9.0] * (3 + n % 2)) for n in range(8)]
     root = make_clevr(train=scenes, val=scenes)
     (record,) = run([f"{nets}:tiny"], ["clevr_count:knn"], data=root, results=tmp_path / "results", limit=4)
     assert record.details["label_histogram"]["val"]["3"] == 4  # every second one
