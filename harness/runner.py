@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from harness.device import place
 from harness.environment import environment, machine, versions
-from harness.errors import BenchError, reason
+from harness.errors import BenchError, WeightsError, reason
 from harness.journal import Journal
 from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
-from harness.record import DataStamp, Record, Setup, digest, record_name
+from harness.record import DataStamp, Record, Setup, Weights, digest, record_name
 from harness.task import BatchTask, Task, build_task
 from harness.weights import load_weights, state_sha256
 
@@ -112,24 +113,38 @@ def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:
     Raises:
         BenchError: the model, its weights or its preprocessing cannot be used.
     """
-    import numpy
-    import torch
-
-    weights = job.setup.weights
-    random.seed(job.setup.seed)
-    numpy.random.seed(job.setup.seed)
-    torch.manual_seed(job.setup.seed)
-    module = build_model(
-        job.model,
-        num_classes=task.num_classes if weights.source in ("random", "file") else None,
-        image_size=job.setup.preprocessing.image_size,
-        pretrained=weights.source == "pretrained",
-    )
-    if job.weights_file is not None:
-        weights = load_weights(module, job.weights_file, weights)
+    module, weights = _loaded(job, task)
     weights = replace(weights, sha256=state_sha256(module))
     preprocessing = resolve(job.setup.preprocessing, module, task.preprocessing)
     return module, replace(job.setup, weights=weights, preprocessing=preprocessing)
+
+
+def _loaded(job: Job, task: Task) -> tuple[nn.Module, Weights]:
+    """Build the model and load its weights; a classifier that is not used may be the model's own or the task's."""
+    weights, file = job.setup.weights, job.weights_file
+    columns = task.num_classes if weights.source in ("random", "file") else None
+    if file is not None and not task.uses_classifier:
+        for size in (None, columns):
+            with suppress(WeightsError):
+                return (module := _built(job, size)), load_weights(module, file, replace(weights, allow_partial=False))
+    module = _built(job, columns)
+    return module, weights if file is None else load_weights(module, file, weights)
+
+
+def _built(job: Job, num_classes: int | None) -> nn.Module:
+    """Build the model from the seed."""
+    import numpy
+    import torch
+
+    random.seed(job.setup.seed)
+    numpy.random.seed(job.setup.seed)
+    torch.manual_seed(job.setup.seed)
+    return build_model(
+        job.model,
+        num_classes=num_classes,
+        image_size=job.setup.preprocessing.image_size,
+        pretrained=job.setup.weights.source == "pretrained",
+    )
 
 
 def describe(

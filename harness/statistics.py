@@ -1,10 +1,11 @@
-"""What timings can and cannot tell: intervals of a median, and whether two models differ."""
+"""What samples can and cannot tell: intervals of medians and proportions, and whether two models differ."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy
@@ -67,6 +68,20 @@ def median_error(samples: Sequence[float]) -> float:
     if low < 0:
         return math.inf
     return (ordered[high] - ordered[low]) / 2 / ordered[math.floor(middle)]
+
+
+def proportion_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion, within 0..1.
+
+    At none and at all of the trials it keeps a width, where a bootstrap has none.
+
+    Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953).
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, weight = successes / trials, z * z / trials
+    centre = (share + weight / 2) / (1 + weight)
+    reach = z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def rank_test(first: Sequence[float], second: Sequence[float]) -> float:

@@ -68,6 +68,11 @@ class Task(ABC):
         """Columns that a model's output must have; None where the task does not look at them."""
         return None
 
+    @property
+    def uses_classifier(self) -> bool:
+        """Whether the model's own classifier plays a part; where not, a weights file may hold that of other classes."""
+        return True
+
     def data(self) -> DataStamp | None:
         """Return the stamp of the data; None for a task without any.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -20,7 +20,8 @@ GIVEN = frozenset({"data", "workers", "variant"})
 def resolve_task(task_id: str) -> tuple[Callable[..., Any], Entry[Any] | None]:
     """Return the factory of the task and the variant that an id names, each with its options bound.
 
-    An option goes to the task, to the variant, or to both: to whichever has a parameter of that name with a default.
+    An option goes to the task, to the variant, or to both: to whichever has a parameter of that name with a default and
+    can take the value.
 
     Raises:
         UnknownName: with the nearest names.
@@ -29,8 +30,7 @@ def resolve_task(task_id: str) -> tuple[Callable[..., Any], Entry[Any] | None]:
     name, variant, options = _parts(task_id)
     factory = TASKS.get(name).build
     entry = _variant(factory, task_id, variant)
-    known = {**(_choices(entry.build) if entry else {}), **_choices(factory)}
-    _check(task_id, options, known)
+    _check(task_id, options, _holders(factory, entry))
     if entry:
         entry = Entry(entry.name, _bound(entry.build, options), entry.card, entry.place)
     return _bound(factory, options), entry
@@ -46,9 +46,12 @@ def canonical(task_id: str) -> str:
     name, variant, options = _parts(task_id)
     factory = TASKS.get(name).build
     entry = _variant(factory, task_id, variant)
-    defaults = {**(_choices(entry.build) if entry else {}), **_choices(factory)}
-    values = {option: _convert(option, text, defaults[option]) for option, text in options.items()}
-    chosen = [f"{option}={values[option]}" for option in sorted(values) if values[option] != defaults[option].default]
+    chosen = []
+    for option, text in sorted(options.items()):
+        taken = [each[option] for each in _holders(factory, entry) if _takes(each, option, text)]
+        values = [_convert(option, text, parameter) for parameter in taken]
+        if any(value != parameter.default for value, parameter in zip(values, taken, strict=True)):
+            chosen.append(f"{option}={values[0]}")
     return ",".join([name + (f":{variant}" if variant else ""), *chosen])
 
 
@@ -89,19 +92,39 @@ def _choices(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return {name: parameter.replace(annotation=types[name]) for name, parameter in found.items()}
 
 
-def _check(task_id: str, options: Mapping[str, str], known: Mapping[str, inspect.Parameter]) -> None:
+def _holders(factory: Callable[..., Any], entry: Entry[Any] | None) -> list[Mapping[str, inspect.Parameter]]:
+    """The choices of the task, and of the variant where there is one."""
+    return [_choices(factory), *([_choices(entry.build)] if entry else [])]
+
+
+def _takes(choices: Mapping[str, inspect.Parameter], option: str, value: str) -> bool:
+    """Whether a task or variant has an option, and can take the value."""
+    if option not in choices:
+        return False
+    try:
+        _convert(option, value, choices[option])
+    except SetupError:
+        return False
+    return True
+
+
+def _check(task_id: str, options: Mapping[str, str], holders: Sequence[Mapping[str, inspect.Parameter]]) -> None:
+    known = {option: parameter for each in reversed(holders) for option, parameter in each.items()}
     for option, value in options.items():
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             offer = f"It has: {', '.join(sorted(known))}." if known else "It has none."
             raise SetupError(f"{task_id!r}: there is no option {option!r}.{hint} {offer}")
-        _convert(option, value, known[option])
+        if not any(_takes(each, option, value) for each in holders):
+            _convert(option, value, known[option])
 
 
 def _bound(build: Callable[..., Any], options: Mapping[str, str]) -> Callable[..., Any]:
     choices = _choices(build)
-    mine = {name: _convert(name, value, choices[name]) for name, value in options.items() if name in choices}
+    mine = {
+        name: _convert(name, value, choices[name]) for name, value in options.items() if _takes(choices, name, value)
+    }
     return partial(build, **mine) if mine else build
 
 

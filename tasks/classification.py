@@ -64,6 +64,11 @@ class Classification(BatchTask):
         """The number of classes that the data set defines, present or not."""
         return len(self.split(self.evaluated_on).classes)
 
+    @property
+    def uses_classifier(self) -> bool:
+        """Whether the protocol uses the model's own classifier."""
+        return not isinstance(self.protocol, FrozenProtocol)
+
     def data(self) -> DataStamp:
         """Return the stamp of the evaluated split; its fingerprint covers the splits that the protocol trains on."""
         stamp = self.split(self.evaluated_on).stamp

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import Tensor
 
@@ -62,6 +63,29 @@ def test_the_result_does_not_depend_on_batches() -> None:
     scores = torch.randn(50, 12, generator=torch.Generator().manual_seed(3))
     targets = [row % 12 for row in range(50)]
     assert evaluate(scores, targets, 1) == evaluate(scores, targets, 9) == evaluate(scores, targets, 50)
+
+
+def test_top_one_has_its_interval() -> None:
+    scores = torch.eye(10).repeat(12, 1)
+    targets = [row % 10 if row < 47 else (row + 1) % 10 for row in range(120)]
+    found = evaluate(scores, targets)
+    expected = binomtest(47, 120).proportion_ci(0.95, method="wilson")
+    assert found.measurements[0].interval == pytest.approx((100 * expected.low, 100 * expected.high))
+
+
+def test_the_interval_of_the_mean_of_classes_covers_the_truth() -> None:
+    generator, shares, covered = np.random.default_rng(0), np.linspace(0.5, 1, 30), 0
+    targets = np.repeat(np.arange(30), 12)
+    for _ in range(300):
+        right = generator.random(360) < np.repeat(shares, 12)
+        meter = Accuracy(30, per_class=True)
+        meter.rows = [
+            (str(i), int(t), int(t if good else (t + 1) % 30))
+            for i, (t, good) in enumerate(zip(targets, right, strict=True))
+        ]
+        low, high = meter.compute().measurements[0].interval or (0, 0)
+        covered += low <= 100 * shares.mean() <= high
+    assert 0.93 <= covered / 300 <= 0.985
 
 
 # Ties

@@ -15,10 +15,12 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness import run
 from harness.errors import BenchError, DataError, DuplicateName, SetupError, UnknownName
 from harness.journal import Journal
+from harness.models import build_model
 from harness.record import from_json
 from harness.registry import MODELS
 from harness.store import Store
@@ -354,3 +356,15 @@ def test_the_command_of_a_record_makes_the_record_again(make_imagenet: Make, net
     assert json.loads(done.stdout)[0]["key"] == record.key
     (again,) = Store(tmp_path / "again").load()
     assert again.measurements == record.measurements
+
+
+@pytest.mark.parametrize("classes", [8, 1000])  # the data's, and the model's own
+def test_frozen_features_take_weights_with_another_classifier(
+    make_imagenet: Make, nets: str, tmp_path: Path, classes: int
+) -> None:
+    data, file = make_imagenet(val=1, train=1), tmp_path / "tiny.safetensors"
+    save_file(build_model(f"{nets}:tiny", num_classes=classes).state_dict(), file)
+    (frozen,) = go(f"{nets}:tiny", data, tmp_path, task="imagenet:knn", weights=file)
+    assert (frozen.error, frozen.setup.weights.missing, frozen.setup.weights.unexpected) == (None, (), ())
+    (native,) = go(f"{nets}:tiny", data, tmp_path, weights=file)
+    assert ("does not match the model" in (native.error or "")) == (classes == 1000)

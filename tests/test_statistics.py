@@ -15,6 +15,7 @@ from harness.statistics import (
     least_rounds,
     median_error,
     median_interval,
+    proportion_interval,
     rank_test,
     signed_rank_test,
 )
@@ -133,3 +134,13 @@ def test_least_rounds_are_those_in_which_one_that_always_wins_is_found(compariso
         stats.wilcoxon(range(1, n + 1), method="asymptotic", correction=True).pvalue for n in (rounds, rounds - 1)
     )
     assert p < LEVEL / max(1, comparisons) <= before
+
+
+@pytest.mark.parametrize("trials", [1, 7, 120, 15_000])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
+def test_the_interval_of_a_proportion_is_wilsons(trials: int, share: float, level: float) -> None:
+    successes = round(share * trials)
+    expected = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    assert proportion_interval(successes, trials, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0 <= expected.low < expected.high <= 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import pytest
 
 from harness.errors import BenchError, SetupError, UnknownName
+from harness.registry import PROTOCOLS, Entry
 from harness.task import build_task
 from harness.task_id import canonical
 from tasks.classification import Classification
+from tasks.clevr import Clevr
 
 
 @pytest.mark.parametrize(
@@ -51,3 +56,41 @@ def test_what_is_wrong_in_a_task_id(written: str, error: type[BenchError], messa
         canonical(written)
     with pytest.raises(error, match=message):
         build_task(written)
+
+
+@pytest.fixture
+def two_presets() -> Iterator[None]:
+    """A protocol whose presets are not those of the task, but for one."""
+
+    class Recipe:
+        untrained, trains_on = "apart", ()
+
+        def __init__(self, preset: Literal["quick", "dseq"] = "quick") -> None:
+            self.preset = preset
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROTOCOLS._entries, "recipe", Entry("recipe", Recipe, None, "here"))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("preset", "of_task", "of_protocol", "meant"),
+    [
+        ("dseq", "dseq", "dseq", "clevr_count:recipe,preset=dseq"),
+        ("vtab", "vtab", "quick", "clevr_count:recipe,preset=vtab"),
+        ("quick", "all", "quick", "clevr_count:recipe"),
+        ("all", "all", "quick", "clevr_count:recipe"),
+    ],
+)
+@pytest.mark.usefixtures("two_presets")
+def test_an_option_goes_to_all_that_can_take_it(preset: str, of_task: str, of_protocol: str, meant: str) -> None:
+    task = build_task(f"clevr_count:recipe,preset={preset}")
+    assert isinstance(task, Clevr)
+    assert (task.preset, task.protocol.preset) == (of_task, of_protocol)
+    assert canonical(f"clevr_count:recipe,preset={preset}") == meant
+
+
+@pytest.mark.usefixtures("two_presets")
+def test_an_option_that_none_can_take_is_refused() -> None:
+    with pytest.raises(SetupError, match="preset=slow cannot be used"):
+        build_task("clevr_count:recipe,preset=slow")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
+from harness.statistics import proportion_interval
 from harness.task import Batch
 from tasks.metrics.class_order import find_shuffle
 
@@ -64,13 +66,13 @@ class Accuracy:
                 f"All {len(self.rows)} outputs hold NaN or infinity: the weights or the precision are broken. "
                 "Try --precision fp32."
             )
-        measurements = [Measurement(MEAN_PER_CLASS, self._mean_per_class())] if self._per_class else []
-        measurements.append(Measurement(TOP1, self._share(1)))
+        measurements = [self._mean_per_class()] if self._per_class else []
+        measurements.append(_share(TOP1, self._right(1), len(self.rows)))
         if self._classes > 5:
-            measurements.append(Measurement(TOP5, self._share(5)))
+            measurements.append(_share(TOP5, self._right(5), len(self.rows)))
         if judged := [row for row in self.rows if self._real.get(str(row[0]))]:
             right = sum(row[2] in self._real[str(row[0])] for row in judged)
-            measurements.append(Measurement(REAL, 100 * right / len(judged)))
+            measurements.append(_share(REAL, right, len(judged)))
         details: dict[str, Any] = {"ties": TIES, "images": len(self.rows), "not_finite": len(broken)}
         if judged:
             details["real_images"] = len(judged)
@@ -80,15 +82,24 @@ class Accuracy:
         columns = ("item", "target", *(f"top{place}" for place in range(1, min(5, self._classes) + 1)))
         return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(self.rows)))
 
-    def _share(self, k: int) -> float:
-        """Percentage of images whose target is among the best k."""
-        return 100 * sum(row[1] in row[2 : 2 + k] for row in self.rows) / len(self.rows)
+    def _right(self, k: int) -> int:
+        """How many images have their target among the best k."""
+        return sum(row[1] in row[2 : 2 + k] for row in self.rows)
 
-    def _mean_per_class(self) -> float:
-        """Percentage of a class's images that are right, averaged over the classes that have any."""
+    def _mean_per_class(self) -> Measurement:
+        """Percentage of a class's images that are right, averaged over the classes that have any.
+
+        The interval is normal, from the variance of each class's share with half an image added to either side, so that
+        a class that is all right does not count as certain.
+        """
         images = Counter(row[1] for row in self.rows)
         right = Counter(row[1] for row in self.rows if row[1] == row[2])
-        return 100 * sum(right[target] / count for target, count in images.items()) / len(images)
+        value = sum(right[target] / count for target, count in images.items()) / len(images)
+        shares = [(count, (right[target] + 0.5) / (count + 1)) for target, count in images.items()]
+        reach = 1.959964 * math.sqrt(sum(share * (1 - share) / count for count, share in shares)) / len(images)
+        return Measurement(
+            MEAN_PER_CLASS, 100 * value, interval=(100 * max(0, value - reach), 100 * min(1, value + reach))
+        )
 
     def _order(self) -> dict[str, Any]:
         """What to say where the predictions are right but for the order of the classes; nothing otherwise."""
@@ -96,6 +107,12 @@ class Accuracy:
         if shuffle is None:
             return {}
         return {"class_order": shuffle.remark, "class_mapping": shuffle.pairs, "unranked": [shuffle.remark]}
+
+
+def _share(metric: Metric, right: int, images: int) -> Measurement:
+    """A percentage with Wilson's interval."""
+    low, high = proportion_interval(right, images)
+    return Measurement(metric, 100 * right / images, interval=(100 * low, 100 * high))
 
 
 def rank(scores: Tensor, k: int) -> Tensor:
