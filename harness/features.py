@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ModelError
 from harness.factory import parameters_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Pooling = Literal["default", "class", "mean", "attention"]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.device import evaluating, to_device
 from harness.errors import ModelError
-from harness.features import Features, embedder
+from harness.features import Features, Pooling, embedder
 from harness.metric import Evaluation
 from harness.progress import track
 from harness.record import Setup
@@ -23,15 +23,27 @@ if TYPE_CHECKING:
 Predict = Callable[["Tensor"], "Tensor"]
 
 
+@dataclass(kw_only=True)
 class FrozenProtocol(ABC):
     """A head that is fitted to the features of the training images and scores those of the evaluated ones.
 
-    Most protocols fill `fit` alone. The backbone is in eval mode, and none of its parameters is changed.
+    Most protocols fill `fit` alone. The backbone is in eval mode, and none of its parameters is changed. A protocol is
+    a dataclass: its own options are fields with a default, beside those that it inherits.
+
+    Args:
+        layer: whose output: `last`, `last4` (the last four, concatenated), an index, or the name of a module.
+        pooling: `default` (the model's own embedding), `class`, `mean` or `attention`.
+        layout: how to read that output where its shape does not tell: `NCHW`, `NHWC`, `NLC`, or `1+NLC` for one token
+            before those of the map.
     """
 
-    untrained: Literal["rank", "apart", "never"] = "apart"
-    trains_on: tuple[str, ...] = ("train",)
-    block = 1024
+    layer: str = "last"
+    pooling: Pooling = "default"
+    layout: str = "auto"
+
+    untrained: ClassVar[Literal["rank", "apart", "never"]] = "apart"
+    trains_on: ClassVar[tuple[str, ...]] = ("train",)
+    block: ClassVar[int] = 1024
 
     @property
     @abstractmethod
