@@ -126,7 +126,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert cache.find("a") is not None  # which uses it
     created(cache, "d", (1, MIB), "uint8")
     assert sorted(entry.key for entry in cache.entries()) == ["a", "c", "d"]
-    assert [entry.key for entry in cache.entries()][0] == "c"
+    assert next(entry.key for entry in cache.entries()) == "c"
 
 
 def test_what_is_in_use_never_goes(tmp_path: Path) -> None:

@@ -232,9 +232,9 @@ def slow(num_classes=1000):
 def start(tmp_path: Path, data: Path, name: str, **variables: str) -> subprocess.Popen[str]:
     (tmp_path / "slow.py").write_text(SLOW)
     command = [
-        sys.executable, "run_bench.py", "run", "--model", f"{tmp_path / 'slow.py'}:slow", "--task", KNN, "--data", str(data),
-        "--results", str(tmp_path / name), "--cache", str(tmp_path / "cache"), "--batch-size", "4", "--workers", "0",
-        "--executor", "inline",
+        sys.executable, "run_bench.py", "run", "--model", f"{tmp_path / 'slow.py'}:slow", "--task", KNN, "--data",
+        str(data), "--results", str(tmp_path / name), "--cache", str(tmp_path / "cache"), "--batch-size", "4",
+        "--workers", "0", "--executor", "inline",
     ]  # fmt: skip
     environment = {**os.environ, "COUNT": str(tmp_path / f"{name}.count"), **variables}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
