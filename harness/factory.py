@@ -84,6 +84,14 @@ def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter
     return {name: found for name, found in parameters.items() if found.kind is not found.POSITIONAL_ONLY}
 
 
+def method(module: Any, name: str) -> Callable[..., Any] | None:
+    """Return a method of a module; a layer of that name, such as a patch embedding called `embed`, is none."""
+    from torch import nn
+
+    found: Any = getattr(module, name, None)
+    return found if callable(found) and not isinstance(found, nn.Module) else None
+
+
 def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     """Return the names that come nearest, as a question; empty where none does."""
     near = difflib.get_close_matches(name, known, n=3)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from harness.errors import ModelError
-from harness.factory import parameters_of
+from harness.blocks import BlockOutput, reader
+from harness.errors import ModelError, SetupError
+from harness.factory import method, parameters_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Pooling = Literal["default", "class", "mean", "attention"]
 
 
 @dataclass(frozen=True)
@@ -31,29 +34,104 @@ class Features:
         return len(self.names)
 
 
-def embedder(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def embedder(
+    module: nn.Module, layer: str = "last", pooling: Pooling = "default", layout: str = "auto"
+) -> Callable[[Tensor], Tensor]:
     """Return the function from images to embeddings (B, D).
 
-    In this order: the module's own method `embed(images)`; timm's `forward_features` with
-    `forward_head(pre_logits=True)`; otherwise the input of the linear layer whose output the module returns.
+    The default is the module's own embedding: its method `embed(images)`; else timm's `forward_features` with
+    `forward_head(pre_logits=True)`; else the input of the linear layer whose output the module returns. Of another
+    layer the default is the mean of the map, where no tokens stand before it.
+
+    Args:
+        layer: see `harness.blocks.reader`; of several blocks the embeddings are concatenated.
+        pooling: `class`: the class token; `mean`: of the map, no other token in it; `attention`: the pool that the
+            network was built with.
 
     Raises:
-        ModelError: when called, where the module offers none of these.
+        SetupError: at once or when called, where the module has no such layer, or no such pooling.
+        ModelError: when called, where the module does not tell.
     """
-    embed, features, head = (_method(module, name) for name in ("embed", "forward_features", "forward_head"))
+    if layer == "last" and pooling == "default":
+        own = _own(module)
+        return lambda images: _checked(own(images), images)
+    read, pool = reader(module, layer, layout), _pool(module, layer, pooling)
+    return lambda images: _checked(_side_by_side([pool(output).float() for output in read(images)]), images)
+
+
+def maps(module: nn.Module, layers: Sequence[str], layout: str = "auto") -> Callable[[Tensor], list[Tensor]]:
+    """Return the function from images to the maps (B, C_i, h_i, w_i) of layers, for heads that need positions.
+
+    Args:
+        layers: see `harness.blocks.reader`; `last4` gives four maps.
+    """
+    readers = [reader(module, layer, layout) for layer in layers]
+    return lambda images: [output.maps for read in readers for output in read(images)]
+
+
+def _own(module: nn.Module) -> Callable[[Tensor], Any]:
+    """The module's own embedding."""
+    embed, features, head = (method(module, name) for name in ("embed", "forward_features", "forward_head"))
     if embed:
-        return lambda images: _checked(embed(images), images)
+        return embed
     if features and head and "pre_logits" in parameters_of(head):
-        return lambda images: _checked(head(features(images), pre_logits=True), images)
-    return lambda images: _checked(_classifier_input(module, images), images)
+        return lambda images: head(features(images), pre_logits=True)
+    return lambda images: _classifier_input(module, images)
 
 
-def _method(module: nn.Module, name: str) -> Callable[..., Any] | None:
-    """A method of a module; a layer of that name, such as a patch embedding called `embed`, is none."""
-    from torch import nn
+def _pool(module: nn.Module, layer: str, pooling: Pooling) -> Callable[[BlockOutput], Tensor]:
+    """The function from the output of a block to embeddings."""
+    if pooling == "attention":
+        return _attention_pool(module, layer)
+    return {"default": _unambiguous, "class": _class_token, "mean": _mean}[pooling]
 
-    found: Any = getattr(module, name, None)
-    return found if callable(found) and not isinstance(found, nn.Module) else None
+
+def _mean(output: BlockOutput) -> Tensor:
+    return output.maps.float().mean((2, 3))
+
+
+def _class_token(output: BlockOutput) -> Tensor:
+    if not output.has_class:
+        raise SetupError("The network has no class token at this layer, so pooling=class is not possible: use mean.")
+    return output.prefix[:, 0]
+
+
+def _unambiguous(output: BlockOutput) -> Tensor:
+    if output.prefix.shape[1]:
+        raise SetupError("Which embedding is meant at this layer is not clear: give pooling=class or pooling=mean.")
+    return _mean(output)
+
+
+def _attention_pool(module: nn.Module, layer: str) -> Callable[[BlockOutput], Tensor]:
+    """The attention pool that a timm model was built with; it was trained on the last block, and fits no other."""
+    from timm import layers
+
+    if layer != "last":
+        raise SetupError(f"The attention pool belongs to the last layer; layer={layer} takes pooling=class or mean.")
+    of_maps = (layers.AttentionPool2d, layers.RotAttentionPool2d)
+    of_tokens = (layers.AttentionPoolLatent,)
+    found: list[Any] = [part for part in module.modules() if isinstance(part, of_maps + of_tokens)]
+    if len(found) != 1:
+        raise SetupError(
+            f"{type(module).__name__} has {len(found) or 'no'} attention pools, so pooling=attention is not possible: "
+            "use class or mean."
+        )
+    if isinstance(found[0], of_maps):
+        return lambda output: found[0](output.maps, pre_logits=True)
+    whole = bool(getattr(module, "pool_include_prefix", False))
+    return lambda output: found[0](_all_tokens(output) if whole else output.tokens)
+
+
+def _all_tokens(output: BlockOutput) -> Tensor:
+    import torch
+
+    return torch.cat([output.prefix, output.tokens], dim=1)
+
+
+def _side_by_side(embeddings: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(list(embeddings), dim=1)
 
 
 def _classifier_input(module: nn.Module, images: Tensor) -> Any:

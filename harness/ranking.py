@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from harness.costs.peaks import cache_folder
+from harness.cache import cache_folder
 from harness.leaderboard import Board, Row
 from harness.metric import Metric
 from harness.record import Record

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from harness.errors import SetupError, UnknownName
 from harness.registry import TASKS, Entry, Registry
@@ -86,10 +86,16 @@ def _choices(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         for name, parameter in inspect.signature(build).parameters.items()
         if name not in GIVEN and parameter.default is not parameter.empty
     }
-    # The others' types may be names that only a type checker imports, so that these are looked up without them.
-    annotated: Any = SimpleNamespace(__annotations__={name: found[name].annotation for name in found})
-    types = get_type_hints(annotated, vars(sys.modules[build.__module__]))
-    return {name: parameter.replace(annotation=types[name]) for name, parameter in found.items()}
+    return {name: parameter.replace(annotation=_type(build, name, parameter)) for name, parameter in found.items()}
+
+
+def _type(build: Callable[..., Any], name: str, parameter: inspect.Parameter) -> Any:
+    """The type of a parameter, looked up where it was written: for an inherited field that is another module."""
+    owners = [owner for owner in getattr(build, "__mro__", ()) if name in vars(owner).get("__annotations__", {})]
+    module = sys.modules[(owners[0] if owners else build).__module__]
+    # By itself, since the others' types may be names that only a type checker imports.
+    annotated: Any = SimpleNamespace(__annotations__={name: parameter.annotation})
+    return get_type_hints(annotated, vars(module))[name]
 
 
 def _holders(factory: Callable[..., Any], entry: Entry[Any] | None) -> list[Mapping[str, inspect.Parameter]]:
@@ -139,6 +145,6 @@ def _convert(option: str, value: str, parameter: inspect.Parameter) -> Any:
     try:
         return msgspec.convert(value, parameter.annotation, strict=False)
     except msgspec.ValidationError as error:
-        raise SetupError(
-            f"The option {option}={value} cannot be used: {str(error)[0].lower()}{str(error)[1:]}."
-        ) from error
+        choices = get_args(parameter.annotation) if get_origin(parameter.annotation) is Literal else ()
+        cause = f"expected one of {', '.join(map(str, choices))}" if choices else str(error)[0].lower() + str(error)[1:]
+        raise SetupError(f"The option {option}={value} cannot be used: {cause}.") from error

@@ -11,7 +11,6 @@ import pytest
 from conftest import WNIDS
 
 from harness.api import run
-from harness.costs import peaks
 from harness.leaderboard import why_unranked
 from tasks.data import overlap
 from tasks.data.labelled import LabelledImages, from_files
@@ -83,7 +82,7 @@ def test_only_likely_files_are_read_whole(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_answer_is_kept_and_belongs_to_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(peaks, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     test, train = contents(0, 5), contents(0, 3)
     left, right = split(tmp_path / "test", test), split(tmp_path / "train", train)
     found = shared_images(left, right)
@@ -96,7 +95,7 @@ def test_the_answer_is_kept_and_belongs_to_the_data(
     for file in (tmp_path / "cache").iterdir():
         file.write_bytes(b"[[")
     assert shared_images(left, right) == found
-    monkeypatch.setattr(peaks, "cache_folder", lambda: tmp_path / "test" / "image_000.jpg")
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "test" / "image_000.jpg"))
     assert shared_images(left, right) == found
     assert "cannot be kept" in capsys.readouterr().err
 

@@ -24,6 +24,7 @@ from tasks.clevr import Clevr
         ("imagenet:knn,k=20", "imagenet:knn"),
         ("imagenet:knn,temperature=0.1,k=10", "imagenet:knn,k=10,temperature=0.1"),
         ("imagenet:knn,temperature=0.10", "imagenet:knn,temperature=0.1"),
+        ("imagenet:knn,pooling=mean,layer=last", "imagenet:knn,pooling=mean"),
     ],
 )
 def test_one_way_to_write_a_task(written: str, meant: str) -> None:
@@ -41,7 +42,8 @@ def test_options_reach_the_protocol_in_their_type() -> None:
 @pytest.mark.parametrize(
     ("written", "error", "message"),
     [
-        ("imagenet:knn,kk=3", SetupError, r"no option 'kk'. Did you mean 'k'\? It has: k, temperature"),
+        ("imagenet:knn,kk=3", SetupError, r"no option 'kk'. Did you mean 'k'\? It has: k, layer, layout, pooling"),
+        ("imagenet:knn,pooling=max", SetupError, "pooling=max cannot be used: expected one of default, class, mean"),
         ("imagenet:knn,k=ten", SetupError, "k=ten cannot be used: expected `int`"),
         ("imagenet:knn,k=1,k=2", SetupError, "each once"),
         ("imagenet:knn,k", SetupError, "as NAME=VALUE"),

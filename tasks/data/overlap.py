@@ -28,10 +28,10 @@ def shared_images(test: LabelledImages, train: LabelledImages) -> Shared:
     Only files whose size occurs in both splits, and of these those whose middle does, are read whole. The answer is
     kept in the user's cache under the fingerprints of the two splits, so that it is found once.
     """
-    from harness.costs import peaks
+    from harness.cache import cache_folder
 
     words = f"{VERSION} {test.stamp.fingerprint} {train.stamp.fingerprint}"
-    path = peaks.cache_folder() / f"shared-images-{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
+    path = cache_folder() / f"shared-images-{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
     found = _kept(path)
     if found is None:
         found = find_shared(test, train)

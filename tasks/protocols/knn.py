@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.features import Features
@@ -17,6 +18,7 @@ MOST_KEYS = 2**32
 
 
 @PROTOCOLS.register("knn")
+@dataclass(kw_only=True)
 class NearestNeighbours(FrozenProtocol):
     """Cosine similarity, the k nearest training images vote with weight exp(similarity / temperature).
 
@@ -25,9 +27,8 @@ class NearestNeighbours(FrozenProtocol):
     Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4; k and temperature as in DINO (arXiv:2104.14294).
     """
 
-    def __init__(self, k: int = 20, temperature: float = 0.07) -> None:
-        self.k = k
-        self.temperature = temperature
+    k: int = 20
+    temperature: float = 0.07
 
     @property
     def details(self) -> dict[str, Any]:
