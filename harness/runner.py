@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.checkpoint import Checkpoint
 from harness.device import place
 from harness.environment import environment, machine, versions
 from harness.errors import BenchError, reason
@@ -50,7 +51,8 @@ class Request:
     """A job with what identifies it before it runs: an equal request finds its record again.
 
     Args:
-        journal: the file that keeps what an unfinished evaluation has found; None for no such file.
+        journal: the file that keeps what an unfinished evaluation has found, with checkpoints of its trainings beside
+            it; None for no such files.
     """
 
     job: Job
@@ -64,13 +66,18 @@ class Request:
         """The stem of the record's files."""
         return record_name(self.job.task, public_id(self.job.model), self.key)
 
+    def checkpoint(self, state: str = "") -> Checkpoint | None:
+        """Where a training of this job keeps its state; None for nowhere."""
+        return Checkpoint(self.journal.with_suffix(".pt"), state) if self.journal else None
+
 
 def identify(job: Job, task: Task) -> Request:
     """Hash everything that decides a job's numbers; the model is not looked up.
 
     Raises:
-        BenchError: the data or the model's file is absent.
+        BenchError: the data or the model's file is absent, or the task cannot be run with the setup.
     """
+    task.check(job.setup)
     data = task.data()
     source = source_sha256(job.model)
     hardware = machine(job.setup.device, job.threads or 0) if task.machine_bound else ()
@@ -90,8 +97,11 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
     try:
         task = build_task(job.task, job.data, job.workers)
         module, setup = prepare(job, task)
+        state = _state(setup)
+        task.checkpoint = request.checkpoint(state)
+        task.rebuild = lambda seed: place(prepare(replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup)
         if request.journal and isinstance(task, BatchTask):
-            task.journal = Journal(request.journal, _state(setup))
+            task.journal = Journal(request.journal, state)
         evaluation = task.evaluate(place(module, setup), setup)
     except BenchError as failure:
         error = str(failure)
@@ -122,7 +132,7 @@ def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:
     module = build_model(
         job.model,
         num_classes=task.num_classes if weights.source in ("random", "file") else None,
-        image_size=job.setup.preprocessing.image_size,
+        image_size=job.setup.preprocessing.image_size or task.preprocessing.get("image_size"),
         pretrained=weights.source == "pretrained",
     )
     if job.weights_file is not None:

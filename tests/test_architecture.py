@@ -12,10 +12,11 @@ PACKAGES = ("harness", "tasks", "baselines")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
-    "errors", "registry", "progress", "images", "metric", "journal", "statistics", "record", "environment",
-    "factory", "models", "weights", "features", "preprocessing", "device", "nvml", "observe", "timing", "task_id",
-    "task", "runner", "costs", "executors", "store", "api", "race", "leaderboard", "tables", "doctor", "breakdown",
-    "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli", "sweep_cli", "cli",
+    "errors", "registry", "progress", "images", "metric", "journal", "statistics", "record", "store", "checkpoint",
+    "environment", "factory", "models", "weights", "features", "preprocessing", "device", "training", "optimizer",
+    "nvml", "observe", "timing", "task_id", "task", "runner", "costs", "executors", "api", "race", "leaderboard",
+    "tables", "doctor", "breakdown", "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli",
+    "sweep_cli", "cli",
 )  # fmt: skip
 
 
