@@ -84,8 +84,10 @@ class FineTune:
         self.epochs = usual_epochs if epochs is None else epochs
         self.warmup = min(usual_warmup, self.epochs // 2) if warmup_epochs is None else warmup_epochs
         self.drop_path = usual_drop if drop_path is None else drop_path
-        chosen = {"batch": batch, "lr": lr, "weight_decay": weight_decay, "layer_decay": layer_decay,
-                  "label_smoothing": label_smoothing, "mixup": mixup, "cutmix": cutmix, "average": average or None}  # fmt: skip
+        chosen = {
+            "batch": batch, "lr": lr, "weight_decay": weight_decay, "layer_decay": layer_decay, "mixup": mixup,
+            "cutmix": cutmix, "label_smoothing": label_smoothing, "average": average or None,
+        }  # fmt: skip
         strength = {"randaugment": randaugment, "erasing": erasing}
         self.recipe = replace(
             recipe,
