@@ -66,7 +66,7 @@ class Recipe:
     @property
     def details(self) -> dict[str, Any]:
         """What records say of the recipe."""
-        return {"optimizer": "adamw", "schedule": "linear warm-up, cosine", **asdict(self)}
+        return {"optimizer": "adamw", "schedule": "linear warm-up, cosine", **asdict(self), "betas": list(self.betas)}
 
 
 def train_classifier(

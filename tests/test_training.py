@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ def test_the_curve_has_means_of_equal_stretches(steps: int) -> None:
     assert sum(curve.counts) == steps
     assert max(curve.counts) - min(curve.counts) <= 1
     bounds = numpy.cumsum([0, *curve.counts])
-    assert points == [(first + after - 1) / 2 for first, after in zip(bounds, bounds[1:], strict=False)]
+    assert points == [(first + after - 1) / 2 for first, after in pairwise(bounds)]
 
 
 def test_memory_does_not_grow_with_steps() -> None:
