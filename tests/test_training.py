@@ -252,6 +252,21 @@ def test_training_lowers_the_loss_and_leaves_eval_mode() -> None:
     assert trained.details["parameters_trained"] == sum(p.numel() for p in Net().parameters())
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    monkeypatch.setattr("harness.training.CHECKPOINT_SECONDS", 0)
+    setup = Setup(precision=precision)
+    whole = training(setup=setup).run()
+    assert whole.curve[-1] < 0.8 * whole.curve[0]
+    assert whole.curve != training().run().curve
+    with pytest.raises(Stop):
+        training(tmp_path / "x.pt", stopping(7, Stop), setup=setup).run()
+    kept = Checkpoint(tmp_path / "x.pt", "state").read()
+    assert kept is not None
+    assert bool(kept["scaler"]) == (precision == "fp16")
+    assert training(tmp_path / "x.pt", setup=setup).run().curve == whole.curve
+
+
 def test_the_average_is_what_timm_gives() -> None:
     from timm.utils import ModelEmaV3
 
