@@ -41,7 +41,8 @@ class Spy(nn.Module):
     def __init__(self, body, name):
         super().__init__()
         self.body, self.name = body, name
-        self.preprocessing = {"input_size": (3, 48, 48), "mean": (0.1, 0.1, 0.1), "crop_pct": 0.5}
+        if name == "conv":  # the other declares nothing
+            self.preprocessing = {"input_size": (3, 48, 48), "mean": (0.1, 0.1, 0.1), "crop_pct": 0.5}
 
     def forward(self, images):
         if self.training:
@@ -92,7 +93,7 @@ def test_two_architectures_see_the_same_batches_in_the_same_order(coloured: Path
     conv, mlp = ((tmp_path / name).read_text().splitlines() for name in ("conv", "mlp"))
     assert conv == mlp
     assert len(set(conv)) == len(conv) == 2 * 24
-    assert records[0].setup.preprocessing == records[1].setup.preprocessing
+    assert records[0].setup.preprocessing.fingerprint == records[1].setup.preprocessing.fingerprint
     assert records[0].setup.preprocessing.image_size == (32, 32)
     assert records[0].setup.preprocessing.crop_pct == 1.0
 
