@@ -109,6 +109,7 @@ class Clevr(Classification):
 
     # A crop would cut objects off.
     preprocessing = MappingProxyType({"crop_mode": "squash", "crop_pct": 1.0})
+    augmentation = "flip"
     labels: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -164,7 +165,7 @@ class Clevr(Classification):
         """Return training scenes without end, from a position to file content, class and name.
 
         Raises:
-            DataError: the data set was not generated here.
+            SetupError: the data set was not generated here.
         """
         from tasks.data.mini_clevr import EndlessScenes
 

@@ -44,6 +44,7 @@ class FrozenProtocol(ABC):
     layout: str = "auto"
 
     untrained: ClassVar[Literal["rank", "apart", "never"]] = "apart"
+    uses_classifier: ClassVar[bool] = False
     trains_on: ClassVar[tuple[str, ...]] = ("train",)
     block: ClassVar[int] = 1024
 
