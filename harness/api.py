@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from harness.cache import LIMIT_GIB, LIMIT_VARIABLE, cache_folder
 from harness.device import PRECISIONS, check_device, default_device
 from harness.environment import cores
 from harness.errors import DuplicateName, SetupError
@@ -83,6 +86,8 @@ def run(
     rerun: bool = False,
     workers: int | None = None,
     threads: int | None = None,
+    cache: str | Path | None = None,
+    cache_limit: float | None = None,
     executor: Literal["process", "inline"] = "process",
     **options: Any,
 ) -> Records:
@@ -97,6 +102,8 @@ def run(
         rerun: measure again what exists.
         workers: processes that load data; by default one a core, at most 8.
         threads: of torch.
+        cache: folder of features and decoded images; `BENCH_CACHE` or the user's cache folder by default.
+        cache_limit: of that folder, in GiB; `BENCH_CACHE_LIMIT` or 20 by default, 0 for no cache.
         executor: `process` runs each pair in a process of its own, `inline` in this one.
         options: fields of `Setup` and of `Preprocessing`, such as `batch_size=64` or `crop_pct=0.9`.
 
@@ -111,7 +118,7 @@ def run(
     jobs = [
         Job(
             model=m, task=t, setup=setup, data=Path(data) if data else None, weights_file=file, workers=workers,
-            threads=threads,
+            threads=threads, **chosen_cache(cache, cache_limit),
         )
         for m, t in itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks)))
     ]  # fmt: skip
@@ -141,6 +148,25 @@ def build_setup(weights: str | Path, allow_partial: bool = False, **options: Any
     setup = Setup(weights=stamp, preprocessing=Preprocessing(**chosen), **given)
     _check(setup)
     return setup, file
+
+
+def chosen_cache(folder: str | Path | None, limit: float | None) -> dict[str, Any]:
+    """Return the fields of a `Job` that say where it keeps features and images, or nowhere.
+
+    Raises:
+        SetupError: the limit is no number of GiB.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, LIMIT_GIB) if limit is None else limit
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not size >= 0:
+        raise SetupError(f"The limit of the cache is {text!r}; expected a number of GiB, or 0 for no cache.")
+    # Processes share the cache by locks that only these systems have.
+    if not size or os.name != "posix":
+        return {}
+    return {"cache": cache_folder(folder).absolute(), "cache_limit": size}
 
 
 def run_jobs(jobs: Sequence[Job], store: Store, executor: Executor, rerun: bool = False) -> Records:

@@ -1,4 +1,4 @@
-"""The command line: run, cost, race, sweep, list, board, data, schema, doctor.
+"""The command line: run, cost, race, sweep, list, board, data, cache, schema, doctor.
 
 Exit codes: 0 all went well; 1 some (model, task) pairs failed, and their records hold the error; 2 a mistake in what
 was asked, and nothing ran; 130 interrupted, and the same command goes on.
@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from harness import cost_cli, options, sweep_cli
+from harness import cache_cli, cost_cli, options, sweep_cli
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make the embedded data sets, and see which ones are found.")
 app.add_typer(data_app, name="data")
+app.add_typer(cache_cli.app, name="cache")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
 
@@ -60,6 +61,8 @@ def run(
     std: options.Std = None,
     workers: options.Workers = None,
     threads: options.Threads = None,
+    cache: options.CacheFolder = None,
+    cache_limit: options.CacheLimit = None,
     executor: options.Executor = "process",
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -42,6 +42,12 @@ Mean = Annotated[str | None, typer.Option(help="Override: three numbers, comma-s
 Std = Annotated[str | None, typer.Option(help="Override: three numbers, comma-separated.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that load data; by default one a core, at most 8.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of torch on the CPU; by default torch's choice.")]
+CacheFolder = Annotated[
+    str | None, typer.Option("--cache", help="Folder of features and decoded images; by default $BENCH_CACHE.")
+]
+CacheLimit = Annotated[
+    float | None, typer.Option(help="GiB that it may take; by default $BENCH_CACHE_LIMIT, or 20. 0 keeps nothing.")
+]
 Executor = Annotated[
     Literal["process", "inline"], typer.Option(help="Each pair in a process of its own, or all in this one.")
 ]

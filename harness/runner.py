@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.cache import LIMIT_GIB, Cache
 from harness.device import place
 from harness.environment import environment, machine, versions
 from harness.errors import BenchError, reason
@@ -34,6 +35,8 @@ class Job:
         weights_file: where `setup.weights.source == "file"` is read from.
         workers: processes that load data.
         threads: of torch; None leaves torch's choice.
+        cache: folder of features and decoded images; None for none.
+        cache_limit: of that folder, in GiB.
     """
 
     model: str
@@ -43,6 +46,8 @@ class Job:
     weights_file: Path | None = None
     workers: int = 0
     threads: int | None = None
+    cache: Path | None = None
+    cache_limit: float = LIMIT_GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,8 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
         module, setup = prepare(job, task)
         if request.journal and isinstance(task, BatchTask):
             task.journal = Journal(request.journal, _state(setup))
+        if job.cache and isinstance(task, BatchTask):
+            task.cache = Cache(job.cache, job.cache_limit, public_id(job.model), request.source_sha256)
         evaluation = task.evaluate(place(module, setup), setup)
     except BenchError as failure:
         error = str(failure)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from harness.cache import Cache
 from harness.device import evaluating, to_device
 from harness.factory import call
 from harness.journal import Journal
@@ -86,9 +87,11 @@ class BatchTask(Task):
 
     Attributes:
         journal: where an evaluation whose meter can resume keeps what it found; None for nowhere.
+        cache: where decoded images and features are kept for other runs; None for nowhere.
     """
 
     journal: Journal | None = None
+    cache: Cache | None = None
 
     @abstractmethod
     def adapt(self, model: nn.Module, setup: Setup) -> Callable[[Tensor], Any]:

@@ -82,19 +82,22 @@ class Classification(BatchTask):
         evaluation = self.protocol.evaluate(model, self, setup) if frozen else super().evaluate(model, setup)
         return replace(evaluation, details={**evaluation.details, **self.protocol.details})
 
-    def split_batches(self, name: str, setup: Setup) -> Batches:
-        """Return the batches of a split, or of so much of it as the setup's limit allows."""
+    def split_batches(self, name: str, setup: Setup, indices: Sequence[int] | None = None) -> Batches:
+        """Return the batches of some images of a split; by default of so many as the setup's limit allows."""
+        from tasks.data.decoded import decoded
         from tasks.data.loader import Batches, spread
 
         images = self.split(name)
-        return Batches(images, spread(len(images), setup.limit), setup, self.workers)
+        chosen = spread(len(images), setup.limit) if indices is None else indices
+        shared = decoded(self.cache, images, setup.preprocessing) if self.cache else None
+        return Batches(images, chosen, setup, self.workers, shared)
 
     def batches(self, setup: Setup, start: int = 0) -> Batches:
         """Return the batches of the evaluated split from item `start`, or of so much of it as the setup allows."""
-        from tasks.data.loader import Batches, spread
+        from tasks.data.loader import spread
 
-        images = self.split(self.evaluated_on)
-        return Batches(images, spread(len(images), setup.limit)[start:], setup, self.workers)
+        chosen = spread(len(self.split(self.evaluated_on)), setup.limit)
+        return self.split_batches(self.evaluated_on, setup, chosen[start:])
 
     def meter(self) -> Accuracy:
         """Return accuracy, with second opinions on the labels where the data set has them."""

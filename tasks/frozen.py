@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.device import evaluating, to_device
 from harness.errors import ModelError
-from harness.features import Features, Pooling, embedder
+from harness.features import Features, Pooling
 from harness.metric import Evaluation
-from harness.progress import track
+from harness.progress import say
 from harness.record import Setup
 from harness.task import Batch
+from tasks.extraction import extract
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tasks.classification import Classification
 
 Predict = Callable[["Tensor"], "Tensor"]
+BLOCK = 65536  # rows that are looked at together
+CONSTANT = 1e-6
 
 
 @dataclass(kw_only=True)
@@ -69,33 +71,37 @@ class FrozenProtocol(ABC):
         return meter.compute()
 
     def evaluate(self, model: nn.Module, task: Classification, setup: Setup) -> Evaluation:
-        """Extract the features of both splits, then measure."""
-        train = extract(model, task, "train", replace(setup, limit=None))
+        """Extract the features of both splits, measure, and say in the record what the features were."""
+        chosen: dict[str, Any] = {"layer": self.layer, "pooling": self.pooling, "layout": self.layout}
+        train = extract(model, task, "train", replace(setup, limit=None), **chosen)
         check_finite(train)
-        return self.measure(train, extract(model, task, task.evaluated_on, setup), task, setup)
-
-
-def extract(model: nn.Module, task: Classification, split: str, setup: Setup) -> Features:
-    """Return the features of a split, or of so much of it as the setup's limit allows."""
-    import torch
-
-    embed = embedder(model)
-    values: list[Tensor] = []
-    targets: list[Tensor] = []
-    names: list[str] = []
-    with evaluating(setup):
-        for batch in track(task.split_batches(split, setup), f"embed the {split} images"):
-            values.append(embed(to_device(batch.images, setup)).float().cpu())
-            targets.append(batch.targets)
-            names += batch.items
-    return Features(torch.cat(values), torch.cat(targets), names)
+        test = extract(model, task, task.evaluated_on, setup, **chosen)
+        evaluation = self.measure(train, test, task, setup)
+        found = {**chosen, "dim": train.values.shape[1]}
+        if is_constant(train):
+            found["constant"] = True
+            say("All training images have the same features: whatever is fitted to them knows nothing of the images.")
+        return replace(evaluation, details={**evaluation.details, "features": found})
 
 
 def check_finite(features: Features) -> None:
     """Raise ModelError where a training image has no usable features."""
-    broken = (~features.values.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    finite = [whole for rows in _blocks(features) for whole in rows.isfinite().all(dim=1).tolist()]
+    broken = [index for index, whole in enumerate(finite) if not whole]
     if broken:
         raise ModelError(
             f"The embeddings of {len(broken)} of {len(features)} training images hold NaN or infinity, the first of "
             f"{features.names[broken[0]]!r}: expected finite. Try --precision fp32."
         )
+
+
+def is_constant(features: Features) -> bool:
+    """Whether all images have the same features, to a millionth of the largest."""
+    first = features.values[:1].double()
+    spread = max(float((rows - first).abs().max()) for rows in _blocks(features))
+    return spread <= CONSTANT * float(first.abs().max())
+
+
+def _blocks(features: Features) -> Iterator[Tensor]:
+    """The features, so many at a time as fit in memory however many there are."""
+    return (features.values[start : start + BLOCK] for start in range(0, len(features), BLOCK))

@@ -84,8 +84,7 @@ def _one_thread() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what is measured here, among other load, out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setattr("harness.costs.peaks.cache_folder", lambda: folder)
+        patch.setenv("BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -13,9 +13,10 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "record", "environment",
-    "factory", "models", "weights", "blocks", "features", "preprocessing", "device", "nvml", "observe", "timing",
-    "task_id", "task", "runner", "costs", "executors", "store", "api", "race", "leaderboard", "tables", "doctor",
-    "breakdown", "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli", "sweep_cli", "cli",
+    "factory", "models", "weights", "cache", "sources", "blocks", "features", "preprocessing", "device", "nvml",
+    "observe", "timing", "task_id", "task", "runner", "costs", "executors", "store", "api", "race", "leaderboard",
+    "tables", "doctor", "breakdown", "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli",
+    "sweep_cli", "cache_cli", "cli",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.cache import cache_folder
 from harness.costs import peaks as peaks_module
 from harness.costs.formulas import FORMULAS
-from harness.costs.peaks import Peaks, cache_folder, machine_peaks, measure_peaks
+from harness.costs.peaks import Peaks, machine_peaks, measure_peaks
 from harness.costs.roofline import moved_bytes, roofline, seconds, shares
 from harness.metric import Measurement
 from harness.record import Setup
@@ -147,6 +149,8 @@ def test_a_cache_that_cannot_be_written_is_no_failure(
 
 
 def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder() == Path(os.environ["BENCH_CACHE"])
+    monkeypatch.delenv("BENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "backbone-bench"
     monkeypatch.delenv("XDG_CACHE_HOME")

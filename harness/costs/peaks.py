@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
+from harness.cache import cache_folder
 from harness.device import synchronize
 from harness.environment import machine
 from harness.progress import say
@@ -54,11 +55,6 @@ def machine_peaks(setup: Setup) -> Peaks:
         peaks = measure_peaks(setup)
         _keep(path, peaks)
     return peaks
-
-
-def cache_folder() -> Path:
-    """Return the folder of what can be measured again, by the XDG base directory specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbone-bench"
 
 
 def measure_peaks(setup: Setup) -> Peaks:

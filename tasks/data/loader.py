@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from harness.cache import Rows
 from harness.errors import DataError, reason
 from harness.images import decode
 from harness.preprocessing import crop, normalize
+from harness.progress import say
 from harness.record import Setup
 from harness.task import Batch
 from tasks.data.labelled import LabelledImages
@@ -24,15 +27,23 @@ class Batches:
     Args:
         indices: which images, in which order.
         workers: processes that decode; the batches are the same for any number.
+        shared: images of the same geometry that were decoded before, and those that come to it; None for none.
     """
 
-    def __init__(self, images: LabelledImages, indices: Sequence[int], setup: Setup, workers: int = 0) -> None:
+    def __init__(
+        self,
+        images: LabelledImages,
+        indices: Sequence[int],
+        setup: Setup,
+        workers: int = 0,
+        shared: Rows | None = None,
+    ) -> None:
         from torch.utils.data import DataLoader
 
         self._images = images
         self._indices = indices
         self._setup = setup
-        decoded: Any = _Decoded(images, indices, setup)
+        decoded: Any = _Decoded(images, indices, setup, shared)
         with _without_advice():
             self._loader: DataLoader[Any] = DataLoader(
                 decoded,
@@ -97,28 +108,46 @@ def spread(total: int, limit: int | None) -> list[int]:
 class _Decoded:
     """Decoded, resized and cropped images; an unreadable one is its error, which worker processes keep whole."""
 
-    def __init__(self, images: LabelledImages, indices: Sequence[int], setup: Setup) -> None:
+    def __init__(self, images: LabelledImages, indices: Sequence[int], setup: Setup, shared: Rows | None) -> None:
         self._images = images
         self._indices = indices
         self._decoder = setup.preprocessing.decoder or "pil"
         self._crop = crop(setup.preprocessing)
+        self._shared = shared
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, position: int) -> tuple[Any, int]:
+        import torch
+
         index = self._indices[position]
         try:
-            image = decode(self._images.read(index), self._decoder, self._images.names[index])
+            content = self._images.read(index)
+            # What was decoded before counts only for the same bytes.
+            tag = zlib.crc32(content)
+            known = self._shared.get(index, tag) if self._shared else None
+            return (self._made(content, index, tag) if known is None else torch.from_numpy(known)), position
         except DataError as error:
             return error, position
+
+    def _made(self, content: bytes, index: int, tag: int) -> Any:
+        """Decode, resize and crop an image, and share it."""
+        name = self._images.names[index]
+        image = decode(content, self._decoder, name)
         try:
-            return self._crop(image), position
+            pixels = self._crop(image)
         except Exception as error:
-            name = self._images.names[index]
-            return DataError(
+            raise DataError(
                 f"{name} cannot be preprocessed ({reason(error)}). Restore the file, or remove it."
-            ), position
+            ) from error
+        if self._shared:
+            try:
+                self._shared.put(index, pixels.numpy(), tag)
+            except OSError as error:
+                say(f"Decoded images cannot be kept any more ({error.strerror or error}).")
+                self._shared = None
+        return pixels
 
 
 def _collate(samples: list[tuple[Any, int]], setup: Setup) -> tuple[Any, list[int]]:
