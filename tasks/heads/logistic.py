@@ -28,8 +28,9 @@ class Tolerance:
     relative: float
 
 
-CHOOSING = Tolerance(1e-4, 1e-2)
-FINAL = Tolerance(1e-6, 1e-4)
+CHOOSING = Tolerance(5e-5, 1e-2)
+FINAL = Tolerance(1e-8, 1e-6)
+RESOLVED = 1e-6  # in nats: what is less may be lost in single precision
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Logistic:
 
     Args:
         weights: (D + 1, C).
-        objective: mean cross-entropy plus penalty / 2 times the sum of squared weights, without the bias.
+        objective: mean cross-entropy plus penalty / 2 times the sum of squared weights, without the bias. With two
+            classes the squares count twice: so it is scikit-learn's, which has one vector of weights for both.
         passes: how often all features were read.
         converged: whether the tolerance was met.
     """
@@ -121,6 +123,7 @@ class Path:
 
     def to(self, penalty: float, tolerance: Tolerance) -> Logistic:
         """Return the minimum for a penalty."""
+        penalty *= 2 if self.loss.classes == 2 else 1
         passes, converged = 0, False
         while passes < MOST_PASSES:
             objective, gradient = self._with_penalty(self.weights, *self._data, penalty)
@@ -134,6 +137,7 @@ class Path:
             if not moved:
                 # Single precision resolves no further decrease along this direction: forget, then give up.
                 if not self._steps:
+                    converged = -slope / 2 <= RESOLVED
                     break
                 self._steps.clear()
         return Logistic(self.weights.clone(), objective, passes, converged)
@@ -170,7 +174,7 @@ class Path:
             weights = self.weights + length * direction
             loss, gradient = self.loss(weights)
             reached = self._with_penalty(weights, loss, gradient, penalty)[0]
-            if reached <= objective + 1e-4 * length * slope + 1e-8 * objective:
+            if reached <= objective + 1e-4 * length * slope + 1e-7 * objective:
                 step, change = weights - self.weights, gradient - self._data[1]
                 if float((step * change).sum()) > 0:
                     self._steps = [*self._steps[1 - HISTORY :], (step, change)]

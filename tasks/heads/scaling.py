@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROWS = 8192
+CONSTANT = 1e-6  # relative to the largest value
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def scaling_of(values: Tensor, device: str) -> Scaling:
     squares = torch.stack([(rows - mean).square().sum(dim=0) for rows in blocks(values, device)]).sum(dim=0)
     highest = torch.stack([rows.amax(dim=0) for rows in blocks(values, device)]).amax(dim=0)
     lowest = torch.stack([rows.amin(dim=0) for rows in blocks(values, device)]).amin(dim=0)
-    # Not by a small deviation: that of equal values is their rounding, which division would blow up.
-    return Scaling(mean, (squares / count).sqrt().masked_fill(highest == lowest, torch.inf))
+    # What differs by rounding alone is constant: division would blow up what depends on an image's place in its batch.
+    constant = highest - lowest <= CONSTANT * torch.maximum(highest.abs(), lowest.abs())
+    return Scaling(mean, (squares / count).sqrt().masked_fill(constant, torch.inf))
 
 
 def scaled(values: Tensor, scaling: Scaling) -> Tensor:
