@@ -29,7 +29,7 @@ class Tolerance:
 
 
 CHOOSING = Tolerance(5e-5, 1e-2)
-FINAL = Tolerance(1e-8, 1e-6)
+FINAL = Tolerance(1e-7, 1e-5)
 RESOLVED = 1e-6  # in nats: what is less may be lost in single precision
 
 

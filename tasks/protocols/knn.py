@@ -212,5 +212,6 @@ def _directions(embeddings: Tensor) -> Tensor:
 
     out = torch.empty(embeddings.shape, device=embeddings.device)
     for start in range(0, len(embeddings), ROWS):
-        out[start : start + ROWS] = functional.normalize(embeddings[start : start + ROWS].double(), dim=1)
+        rows = embeddings[start : start + ROWS].double()
+        out[start : start + ROWS] = functional.normalize(rows, dim=1, eps=1e-300)
     return out
