@@ -140,6 +140,12 @@ def test_options_that_do_not_go_together(options: dict[str, Any]) -> None:
         Linear(**options)
 
 
+def test_a_preset_of_images_alone_is_logistic_regression() -> None:
+    vtab, logistic = measure(Linear(preset="vtab")), measure(Linear())
+    assert vtab["penalty"] == logistic["penalty"]
+    assert vtab["top1"] == logistic["top1"]
+
+
 def test_adamw_has_no_momentum() -> None:
     with pytest.raises(SetupError, match="trains with AdamW"):
         recipe("dseq", "clevr_count", 0.5)

@@ -15,11 +15,12 @@ from tasks.heads.classes import Present, present
 from tasks.heads.held_out import accuracy, best, choice, hold_out
 from tasks.heads.logistic import PENALTIES, fit, fit_path
 from tasks.heads.scaling import scaled, scaling_of
-from tasks.heads.sgd import Setting, recipe, train_heads
+from tasks.heads.sgd import RECIPES, Setting, recipe, train_heads
 
 if TYPE_CHECKING:
     from tasks.classification import Classification
 
+RECIPE_NAMES = {name for name, _ in RECIPES}
 NO_AUGMENTATION = "none: training images are preprocessed as those of the test"
 
 
@@ -31,21 +32,22 @@ class Linear(FrozenProtocol):
     What there is to choose is chosen on a held-out part of the training images; then all of them are fitted.
 
     Args:
-        preset: `logistic`; `dseq` or `vissl` for the recipes in `tasks/heads/sgd.py`.
+        preset: `logistic`; `dseq` or `vissl` for the recipes in `tasks/heads/sgd.py`. `vtab`, with which a task names its
+            images, has no recipe for a head on frozen features: it is `logistic`.
         C: of `logistic`, the inverse strength of the regulariser, as scikit-learn has it; chosen where none is given.
         momentum: of the other presets, instead of the recipe's.
     """
 
-    preset: Literal["logistic", "dseq", "vissl"] = "logistic"
+    preset: Literal["logistic", "dseq", "vissl", "vtab"] = "logistic"
     C: float | None = None
     momentum: float | None = None
     _details: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _family: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.C is not None and (self.preset != "logistic" or not 0 < self.C < float("inf")):
+        if self.C is not None and (self.preset in RECIPE_NAMES or not 0 < self.C < float("inf")):
             raise SetupError(f"C={self.C:g} cannot be used: expected a positive number, with preset=logistic.")
-        if self.momentum is not None and (self.preset == "logistic" or not 0 <= self.momentum < 1):
+        if self.momentum is not None and (self.preset not in RECIPE_NAMES or not 0 <= self.momentum < 1):
             raise SetupError(
                 f"momentum={self.momentum:g} cannot be used: expected a number from 0 to below 1, with another preset "
                 "than logistic."
@@ -64,7 +66,7 @@ class Linear(FrozenProtocol):
     def fit(self, train: Features, classes: int, setup: Setup) -> Predict:
         """Choose, then fit all training images."""
         known = present(train.targets, classes, setup.device)
-        return self._logistic(train, known, setup) if self.preset == "logistic" else self._sgd(train, known, setup)
+        return (self._sgd if self.preset in RECIPE_NAMES else self._logistic)(train, known, setup)
 
     def _logistic(self, train: Features, known: Present, setup: Setup) -> Predict:
         penalty = 1 / (self.C * len(train)) if self.C else self._penalty(train, setup)
