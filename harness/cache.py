@@ -119,7 +119,7 @@ class Cache:
             made = self.folder / f"{UNFINISHED}{key}"
             made.mkdir()
             _allocate(made / "rows.npy", shape, dtype)
-            _allocate(made / "sums.npy", (shape[0], 2), "uint32")
+            _allocate(made / "sums.npy", shape[:1], "uint32")
             (made / "about.json").write_text(json.dumps(dict(about)))
             if self._place(key).exists():
                 shutil.rmtree(made)
@@ -264,7 +264,7 @@ class Rows:
 
     def check(self) -> None:
         """Raise ValueError or OSError where the files are not those of one array and its checksums."""
-        if self._sums.shape != (len(self.values), 2) or not (self.folder / "about.json").is_file():
+        if self._sums.shape != self.values.shape[:1] or not (self.folder / "about.json").is_file():
             raise ValueError("its parts do not belong together")
 
     def put(self, index: int, row: NDArray[Any], tag: int = 0) -> None:
@@ -280,7 +280,7 @@ class Rows:
 
         content = np.ascontiguousarray(row, self.values.dtype).tobytes()
         assert len(content) == self.values[index].nbytes, "a row of another shape"
-        sums = np.array([_sum(content, index, tag), tag], np.uint32).tobytes()
+        sums = np.uint32(_sum(content, index, tag)).tobytes()
         # The checksum after the row: whoever sees it sees the row.
         for file, array, part in zip(self._files, (self.values, self._sums), (content, sums), strict=True):
             if os.pwrite(file, part, array.offset + index * len(part)) < len(part):  # type: ignore[attr-defined]
@@ -291,20 +291,19 @@ class Rows:
         import numpy as np
 
         row = np.array(self.values[index])
-        found, made_of = self._sums[index].tolist()
-        return row if found and made_of == tag and found == _sum(row, index, tag) else None
+        return row if self._sums[index] == _sum(row, index, tag) else None
 
     def absent(self) -> NDArray[np.bool_]:
         """Return which rows are not there (N,): not written, or damaged."""
         import numpy as np
 
-        rows, sums = np.asarray(self.values), self._sums[:, 0].tolist()
-        whole = [bool(found) and found == _sum(rows[index], index, 0) for index, found in enumerate(sums)]
+        rows, sums = np.asarray(self.values), self._sums.tolist()
+        whole = [found == _sum(rows[index], index, 0) for index, found in enumerate(sums)]
         return ~np.array(whole, bool)
 
     def damaged(self) -> int:
         """How many rows were written and are not what was written."""
-        return int((self.absent() & (self._sums[:, 0] > 0)).sum())
+        return int((self.absent() & (self._sums > 0)).sum())
 
 
 def key_of(**parts: Any) -> str:
@@ -315,7 +314,7 @@ def key_of(**parts: Any) -> str:
 
 
 def _sum(content: Any, index: int, tag: int) -> int:
-    """The checksum of a row at its place, never 0."""
+    """The checksum of a row at its place and of what it was made; never 0, which stands for no row."""
     return zlib.crc32(content, index ^ tag) or 1
 
 

@@ -81,7 +81,7 @@ def test_rows_that_changed_places_are_absent(tmp_path: Path) -> None:
     rows = created(Cache(tmp_path))
     for index in range(5):
         rows.put(index, row(index))
-    for name, size in (("rows.npy", 12), ("sums.npy", 8)):
+    for name, size in (("rows.npy", 12), ("sums.npy", 4)):
         path = tmp_path / "k" / name
         content = path.read_bytes()
         start = len(content) - 5 * size
@@ -126,7 +126,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert cache.find("a") is not None  # which uses it
     created(cache, "d", (1, MIB), "uint8")
     assert sorted(entry.key for entry in cache.entries()) == ["a", "c", "d"]
-    assert [entry.key for entry in cache.entries()][0] == "c"
+    assert next(entry.key for entry in cache.entries()) == "c"
 
 
 def test_what_is_in_use_never_goes(tmp_path: Path) -> None:

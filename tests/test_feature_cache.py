@@ -115,6 +115,23 @@ def test_an_edited_model_is_run_again(make_imagenet: Make, go: Any, nets: str, c
     assert second.setup.weights.sha256 == first.setup.weights.sha256
 
 
+def test_an_edited_part_of_a_model_is_run_again(
+    make_imagenet: Make, go: Any, nets: str, counts: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    part = tmp_path / "part_of_nets.py"
+    part.write_text("activation = abs\n")
+    start = "def forward(self, images):"
+    Path(nets).write_text(Path(nets).read_text().replace(start, f"{start}\n        import part_of_nets", 1))
+    data = make_imagenet(val=1, train=1)
+    go(data)
+    go(data)
+    assert counts["embedded"] == 16
+    part.write_text("activation = None\n")
+    go(data)
+    assert counts["embedded"] == 32
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("task", ["imagenet", KNN])
 def test_records_are_the_same_with_and_without(
@@ -232,9 +249,9 @@ def slow(num_classes=1000):
 def start(tmp_path: Path, data: Path, name: str, **variables: str) -> subprocess.Popen[str]:
     (tmp_path / "slow.py").write_text(SLOW)
     command = [
-        sys.executable, "run_bench.py", "run", "--model", f"{tmp_path / 'slow.py'}:slow", "--task", KNN, "--data", str(data),
-        "--results", str(tmp_path / name), "--cache", str(tmp_path / "cache"), "--batch-size", "4", "--workers", "0",
-        "--executor", "inline",
+        sys.executable, "run_bench.py", "run", "--model", f"{tmp_path / 'slow.py'}:slow", "--task", KNN, "--data",
+        str(data), "--results", str(tmp_path / name), "--cache", str(tmp_path / "cache"), "--batch-size", "4",
+        "--workers", "0", "--executor", "inline",
     ]  # fmt: skip
     environment = {**os.environ, "COUNT": str(tmp_path / f"{name}.count"), **variables}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
