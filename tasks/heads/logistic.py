@@ -110,13 +110,14 @@ class Path:
     """Minimises the loss for one penalty after another, each from where the last one ended.
 
     The method is L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.4), started from the curvature at zero
-    weights. Steps and changes of the gradient are kept without the penalty's share, which is known, so that they serve
-    the next penalty too: the whole path takes a third of the passes of as many fits apart.
+    weights. The penalty's share in the changes of the gradient is known, so that with another penalty they serve on:
+    the whole path takes a third of the passes of as many fits apart.
     """
 
     loss: CrossEntropy
     weights: Tensor
-    _steps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _steps: list[tuple[Tensor, Tensor, float]] = field(default_factory=list)  # step, change, 1 / their product
+    _penalty: float = 0.0
 
     def __post_init__(self) -> None:
         self._data = self.loss(self.weights)
@@ -124,6 +125,7 @@ class Path:
     def to(self, penalty: float, tolerance: Tolerance) -> Logistic:
         """Return the minimum for a penalty."""
         penalty *= 2 if self.loss.classes == 2 else 1
+        self._reweigh(penalty)
         passes, converged = 0, False
         while passes < MOST_PASSES:
             objective, gradient = self._with_penalty(self.weights, *self._data, penalty)
@@ -150,22 +152,29 @@ class Path:
 
     def _direction(self, gradient: Tensor, penalty: float) -> Tensor:
         """Return minus the approximate inverse Hessian times the gradient (the two-loop recursion)."""
-        pairs = []
-        for step, change in self._steps:
-            whole = change.clone()
-            whole[:-1] += penalty * step[:-1]
-            pairs.append((step, whole, 1 / (step * whole).sum()))
+        import torch
+
         q, shares = gradient.clone(), []
-        for step, change, inverse in reversed(pairs):
-            shares.append(inverse * (step * q).sum())
-            q -= shares[-1] * change
+        for step, change, inverse in reversed(self._steps):
+            shares.append(inverse * float(torch.dot(step.flatten(), q.flatten())))
+            q.sub_(change, alpha=shares[-1])
         q = self.loss.precondition(q, penalty)
-        if pairs:
-            change, inverse = pairs[-1][1:]
-            q /= inverse * (change * self.loss.precondition(change, penalty)).sum()
-        for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
-            q += step * (share - inverse * (change * q).sum())
+        if self._steps:
+            change, inverse = self._steps[-1][1:]
+            smoothed = self.loss.precondition(change, penalty)
+            q /= inverse * float(torch.dot(change.flatten(), smoothed.flatten()))
+        for (step, change, inverse), share in zip(self._steps, reversed(shares), strict=True):
+            q.add_(step, alpha=share - inverse * float(torch.dot(change.flatten(), q.flatten())))
         return -q
+
+    def _reweigh(self, penalty: float) -> None:
+        """Let the changes of the gradient be those with another penalty."""
+        kept = []
+        for step, change, _ in self._steps:
+            change[:-1].add_(step[:-1], alpha=penalty - self._penalty)
+            if (product := float((step * change).sum())) > 0:
+                kept.append((step, change, 1 / product))
+        self._steps, self._penalty = kept, penalty
 
     def _search(self, direction: Tensor, slope: float, objective: float, penalty: float) -> tuple[int, bool]:
         """Go along a direction until the objective falls enough; return the passes, and whether it did."""
@@ -176,8 +185,9 @@ class Path:
             reached = self._with_penalty(weights, loss, gradient, penalty)[0]
             if reached <= objective + 1e-4 * length * slope + 1e-7 * objective:
                 step, change = weights - self.weights, gradient - self._data[1]
-                if float((step * change).sum()) > 0:
-                    self._steps = [*self._steps[1 - HISTORY :], (step, change)]
+                change[:-1].add_(step[:-1], alpha=penalty)
+                if (product := float((step * change).sum())) > 0:
+                    self._steps = [*self._steps[1 - HISTORY :], (step, change, 1 / product)]
                 self.weights, self._data = weights, (loss, gradient)
                 return tried, reached < objective
             # The minimum of the parabola through what is known, kept within a tenth and a half.

@@ -32,8 +32,8 @@ class Linear(FrozenProtocol):
     What there is to choose is chosen on a held-out part of the training images; then all of them are fitted.
 
     Args:
-        preset: `logistic`; `dseq` or `vissl` for the recipes in `tasks/heads/sgd.py`. `vtab`, with which a task names its
-            images, has no recipe for a head on frozen features: it is `logistic`.
+        preset: `logistic`; `dseq` or `vissl` for the recipes in `tasks/heads/sgd.py`. `vtab`, by which a task names
+            its images, has no recipe for a head on frozen features: it is `logistic`.
         C: of `logistic`, the inverse strength of the regulariser, as scikit-learn has it; chosen where none is given.
         momentum: of the other presets, instead of the recipe's.
     """
