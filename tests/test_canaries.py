@@ -54,7 +54,7 @@ def changed(features: Features, values: Tensor | None = None, targets: Tensor | 
 
 
 def measure(name: str, train: Features, test: Features = TEST, classes: int = CLASSES) -> Evaluation:
-    task: Any = SimpleNamespace(num_classes=classes, meter=lambda: Accuracy(classes))
+    task: Any = SimpleNamespace(num_classes=classes, evaluated_on="val", meter=lambda: Accuracy(classes))
     protocol: FrozenProtocol = PROTOCOLS[name]()  # type: ignore[operator]
     found = protocol.measure(train, test, task, Setup())
     assert all(value == value for each in found.measurements for value in [each.value])

@@ -31,8 +31,7 @@ class NearestNeighbours(FrozenProtocol):
     """Cosine similarity, the k nearest training images vote with weight exp(similarity / temperature).
 
     Similarities are compared in steps of 2**-24; of equal ones, the training image that comes first is nearer. An image
-    is no neighbour of itself: where an evaluated image has the name and the features of a training image, that one is
-    left out.
+    is no neighbour of itself: where the evaluated split is the training split, the image of the same name is left out.
 
     Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4; k and temperature as in DINO (arXiv:2104.14294).
 
@@ -69,15 +68,18 @@ class NearestNeighbours(FrozenProtocol):
 
     def measure(self, train: Features, test: Features, task: Classification, setup: Setup) -> Evaluation:
         """Search once for the largest k, and vote with each."""
+        import torch
+
         bank, targets = _directions(train.values).to(setup.device), train.targets.to(setup.device)
         counts = (self.k, *(other for other in self.others if other != self.k))
         meters = [task.meter() for _ in counts]
-        places = {name: index for index, name in enumerate(train.names)}
+        same = task.evaluated_on in self.trains_on
+        places = {name: index for index, name in enumerate(train.names)} if same else {}
         self._itself = 0
         for start in track(range(0, len(test), self.block), "search the nearest neighbours"):
             rows = slice(start, start + self.block)
             values, names = test.values[rows], tuple(test.names[rows])
-            own = _itself(values, names, train, places)
+            own = torch.tensor([places.get(name, -1) for name in names])
             self._itself += int((own >= 0).sum())
             queries = _directions(values.to(setup.device))
             found = nearest(queries, bank, max(counts), own.to(setup.device))
@@ -90,17 +92,6 @@ class NearestNeighbours(FrozenProtocol):
             for count, each in zip(counts[1:], beside, strict=True)
         ]
         return Evaluation((*headline.measurements, *minor), headline.details, headline.outcomes)
-
-
-def _itself(values: Tensor, names: tuple[str | int, ...], train: Features, places: dict[Any, int]) -> Tensor:
-    """Return for each image the index of the training image with its name and features, -1 where there is none."""
-    import torch
-
-    found = torch.tensor([places.get(name, -1) for name in names])
-    for row in (found >= 0).nonzero().flatten().tolist():
-        if not torch.equal(values[row], train.values[found[row]]):
-            found[row] = -1
-    return found
 
 
 def vote(
