@@ -215,6 +215,7 @@ class ClevrCount(Clevr):
 
     labels = tuple(map(str, COUNTS))
     label = staticmethod(count_class)
+    probe_family = "clevr_count"
 
 
 @TASKS.register("clevr_dist")
@@ -225,3 +226,4 @@ class ClevrDist(Clevr):
         f"({low:g}, {high:g}]" for low, high in zip((0, *THRESHOLDS), (*THRESHOLDS, float("inf")), strict=True)
     )
     label = staticmethod(distance_class)
+    probe_family = "clevr_dist"

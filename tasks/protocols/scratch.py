@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
+from statistics import fmean
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +14,7 @@ from harness.metric import Evaluation, Measurement
 from harness.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from harness.record import Setup
 from harness.registry import PROTOCOLS
-from harness.scaling import t_quantile
+from harness.statistics import mean_interval
 from harness.training import Trained
 from tasks.data.augmentation import Augmentation
 from tasks.data.loader import Batches
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from tasks.classification import Classification
 
-CONFIDENCE = 0.95
 HELD_OUT = 5  # one in so many training images
 FACTOR = 3.0
 
@@ -198,16 +196,11 @@ def summarize(evaluations: Sequence[Evaluation]) -> list[Measurement]:
 
     The value of each seed stays as a sample of the mean.
     """
-    means, bounds = [], []
+    means = []
     for same in zip(*(evaluation.measurements for evaluation in evaluations), strict=True):
-        metric = same[0].metric
         values = tuple(float(measurement.value) for measurement in same if measurement.value is not None)
         if not values:
             means.append(same[0])
             continue
-        means.append(Measurement(metric, fmean(values), values))
-        if len(values) > 1:
-            reach = t_quantile(CONFIDENCE, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-            for word, bound in (("low", fmean(values) - reach), ("high", fmean(values) + reach)):
-                bounds.append(Measurement(replace(metric, name=f"{metric.name}_{word}", minor=True), bound))
-    return means + bounds
+        means.append(Measurement(same[0].metric, fmean(values), values, interval=mean_interval(values)))
+    return means
