@@ -43,13 +43,13 @@ class ImplicitFilter(nn.Module):
         super().__init__()
         sine = Sine(WIDTH)
         self.layers = nn.Sequential(
-            nn.Linear(2 * FEATURES, WIDTH),
+            linear(2 * FEATURES, WIDTH),
             sine,
-            nn.Linear(WIDTH, WIDTH),
+            linear(WIDTH, WIDTH),
             sine,
-            nn.Linear(WIDTH, WIDTH),
+            linear(WIDTH, WIDTH),
             sine,
-            nn.Linear(WIDTH, dim, bias=False),
+            linear(WIDTH, dim, bias=False),
         )
         self.bias = nn.Parameter(torch.randn(dim))
 
