@@ -22,9 +22,9 @@ def randomise(module: nn.Module) -> nn.Module:
     """Move every parameter and statistic off special values such as zero, and stop training."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                tensor.add_(0.1 * torch.randn_like(tensor))
+        statistics = [buffer for name, buffer in module.named_buffers() if "running_" in name]
+        for tensor in (*module.parameters(), *statistics):
+            tensor.add_(0.1 * torch.randn_like(tensor))
     return module.eval()
 
 

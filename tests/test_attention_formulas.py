@@ -6,11 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from timm.models.convit import GPSA
 from timm.models.pvt_v2 import Attention as TimmSpatialReduction
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from baselines.attention.agent import AgentAttention
+from baselines.attention.gated_positional import GatedPositionalAttention
 from baselines.attention.spatial_reduction import SpatialReductionAttention
 from baselines.attention.window import WindowAttention
 from baselines.layers.block import Block
@@ -88,7 +90,7 @@ def test_spatial_reduction_equals_timm(ratio: int) -> None:
 
 
 def test_spatial_reduction_keeps_the_prefix_and_the_padded_edge_among_its_keys() -> None:
-    mixer, tokens = build("spatial_reduction", site((28, 28), prefix=1)), tokens_of((5, 9), prefix=1)
+    mixer, tokens = build("spatial_reduction", site(prefix=1, stride=8)), tokens_of((5, 9), prefix=1)
     assert mixer.ratio == 4
     whole = mixer(tokens, AttentionContext((5, 9)))
     for place in (0, -1):
@@ -97,9 +99,10 @@ def test_spatial_reduction_keeps_the_prefix_and_the_padded_edge_among_its_keys()
         assert (mixer(changed, AttentionContext((5, 9)))[:, 1] - whole[:, 1]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize(("side", "ratio"), [(56, 8), (28, 4), (14, 2), (7, 1), (2, 1)])
-def test_spatial_reduction_leaves_the_paper_s_keys(side: int, ratio: int) -> None:
-    assert ATTENTIONS.get("spatial_reduction").build(site((side, side))).ratio == ratio
+@pytest.mark.parametrize(("stride", "ratio", "agents"), [(4, 8, 9), (8, 4, 16), (16, 2, 49), (32, 1, 49)])
+def test_numbers_follow_the_stride_as_published(stride: int, ratio: int, agents: int) -> None:
+    assert ATTENTIONS.get("spatial_reduction").build(site(stride=stride)).ratio == ratio
+    assert ATTENTIONS.get("agent").build(site(stride=stride)).side ** 2 == agents
 
 
 def blend(old: int, new: int) -> Tensor:
@@ -137,7 +140,8 @@ def depthwise(values: Tensor, convolution: nn.Conv2d) -> Tensor:
     shifted = [
         padded[:, i : i + height, j : j + width] * convolution.weight[:, 0, i, j] for i in (0, 1, 2) for j in (0, 1, 2)
     ]
-    return torch.stack(shifted).sum(dim=0) + convolution.bias
+    bias = 0 if convolution.bias is None else convolution.bias
+    return torch.stack(shifted).sum(dim=0) + bias
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
@@ -155,6 +159,14 @@ def test_agent_is_its_dense_formula(prefix: int, grid: tuple[int, int]) -> None:
     assert_close(mixer(tokens, AttentionContext(grid)), mixer.proj(mixed))
 
 
+def widened(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return a table of biases (rows, heads) for windows that shrank to a map, as one for windows of 7x7."""
+    height, width = (min(7, size) for size in grid)
+    inner = table.reshape(2 * height - 1, 2 * width - 1, -1).permute(2, 0, 1)
+    outer = nn.functional.pad(inner, (7 - width, 7 - width, 7 - height, 7 - height))
+    return outer.permute(1, 2, 0).flatten(0, 1)
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("grid", [(14, 14), (14, 21), (7, 14), (7, 7), (4, 6)])
 def test_window_block_equals_timm(layer: int, grid: tuple[int, int]) -> None:
@@ -162,7 +174,8 @@ def test_window_block_equals_timm(layer: int, grid: tuple[int, int]) -> None:
     norm = partial(nn.LayerNorm, eps=1e-6)
     reference = randomise(SwinTransformerBlock(DIM, grid, HEADS, window_size=7, shift_size=3 * layer, norm_layer=norm))
     block = Block(site(grid, layer=layer), ATTENTIONS.get("window").build).eval()
-    state = {key.replace("relative_position_bias_table", "bias_table"): v for key, v in reference.state_dict().items()}
+    state = reference.state_dict()
+    state["attn.bias_table"] = widened(state.pop("attn.relative_position_bias_table"), grid)
     block.load_state_dict(state, strict=True)
     tokens = tokens_of(grid)
     expected = reference(tokens.reshape(2, *grid, DIM)).flatten(1, 2)
@@ -173,20 +186,20 @@ def window_bias(mixer: WindowAttention, size: tuple[int, int]) -> Tensor:
     """Return the bias (heads, H * W, H * W) between all tokens of a padded map: minus infinity unless they may meet."""
     places = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     together, index = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
-    for axis, side, length in zip(places, mixer.window, size, strict=True):
-        place, shift = axis.flatten(), side // 2 if mixer.shifted and length > side else 0
+    for axis, length in zip(places, size, strict=True):
+        place, shift = axis.flatten(), 3 if mixer.shifted and length > 7 else 0
         moved, wraps = (place - shift) % length, place < shift
-        together = together & (moved[:, None] // side == moved // side) & (wraps[:, None] == wraps)
-        index = index * (2 * side - 1) + (moved[:, None] - moved).clamp(1 - side, side - 1) + side - 1
+        together = together & (moved[:, None] // 7 == moved // 7) & (wraps[:, None] == wraps)
+        index = index * 13 + (moved[:, None] - moved).clamp(-6, 6) + 6
     bias = mixer.bias_table[index].permute(2, 0, 1)
     return bias.masked_fill(~together, float("-inf"))
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize(("grid", "padded"), [((14, 14), (14, 14)), ((9, 16), (14, 21)), ((5, 8), (7, 14))])
+@pytest.mark.parametrize(("grid", "padded"), [((14, 14), (14, 14)), ((9, 16), (14, 21)), ((7, 8), (7, 14))])
 def test_window_is_attention_between_neighbours(grid: tuple[int, int], padded: tuple[int, int], shifted: bool) -> None:
     torch.manual_seed(0)
-    mixer = randomise(WindowAttention(site(), (7, 7), shifted))
+    mixer = randomise(WindowAttention(site(), shifted))
     tokens = tokens_of(grid)
     maps = torch.zeros(2, *padded, DIM)
     maps[:, : grid[0], : grid[1]] = tokens.reshape(2, *grid, DIM)
@@ -194,3 +207,68 @@ def test_window_is_attention_between_neighbours(grid: tuple[int, int], padded: t
     mixed = joined(dense(query, key, value, window_bias(mixer, padded))).reshape(2, *padded, DIM)
     expected = mixer.proj(mixed[:, : grid[0], : grid[1]].flatten(1, 2))
     assert_close(mixer(tokens, AttentionContext(grid)), expected)
+
+
+@pytest.mark.parametrize("side", [7, 12])
+def test_gated_positional_equals_timm(side: int) -> None:
+    reference = randomise(GPSA(DIM, HEADS))
+    mixer = GatedPositionalAttention(DIM, HEADS).eval()
+    state = reference.state_dict()
+    state.pop("pos_proj.bias")  # the same for all keys, so that the softmax cancels it
+    mixer.load_state_dict(state, strict=True)
+    tokens = tokens_of((side, side))
+    assert_close(mixer(tokens, AttentionContext((side, side))), reference(tokens))
+
+
+def test_gated_positional_is_its_dense_formula_on_any_grid() -> None:
+    mixer, tokens, (height, width) = build("gated_positional", site()), tokens_of((5, 9)), (5, 9)
+    place = torch.arange(height * width)
+    right, down = (place[None] % width - place[:, None] % width), (place[None] // width - place[:, None] // width)
+    seen = torch.stack([right, down, right**2 + down**2], dim=-1).float()
+    places = mixer.pos_proj(seen).permute(2, 0, 1).softmax(dim=-1)
+    query, key = (heads_of(part) for part in mixer.qk(tokens).chunk(2, dim=-1))
+    contents = (query @ key.mT / (DIM // HEADS) ** 0.5).softmax(dim=-1)
+    gate = torch.sigmoid(mixer.gating_param)[:, None, None]
+    mixed = ((1 - gate) * contents + gate * places) @ heads_of(mixer.v(tokens))
+    assert_close(mixer(tokens, AttentionContext((height, width))), mixer.proj(joined(mixed)))
+
+
+@pytest.mark.parametrize("heads", [4, 6, 9])
+def test_gated_positional_starts_as_timm_s(heads: int) -> None:
+    reference, mixer = GPSA(heads * 8, heads), GatedPositionalAttention(heads * 8, heads)
+    reference.local_init()
+    taps = int(heads**0.5) ** 2
+    assert torch.equal(mixer.pos_proj.weight[:taps], reference.pos_proj.weight[:taps])
+    assert torch.equal(mixer.v.weight, reference.v.weight)
+    assert torch.equal(mixer.gating_param, reference.gating_param)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("grid", [(1, 1), (5, 9), (14, 14)])
+def test_conv_projection_is_its_formula(prefix: int, grid: tuple[int, int]) -> None:
+    mixer, tokens = build("conv_projection", site(prefix=prefix)), tokens_of(grid, prefix)
+    maps = tokens[:, prefix:].reshape(2, *grid, DIM)
+    heads = []
+    for (convolution, norm), project, step in (
+        (mixer.conv_proj_q, mixer.proj_q, 1),
+        (mixer.conv_proj_k, mixer.proj_k, 2),
+        (mixer.conv_proj_v, mixer.proj_v, 2),
+    ):
+        convolved = depthwise(maps, convolution)[:, ::step, ::step]
+        normal = (convolved - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+        heads.append(heads_of(project(torch.cat([tokens[:, :prefix], normal.flatten(1, 2)], dim=1))))
+    query, key, value = heads
+    mixed = joined((query @ key.mT / DIM**0.5).softmax(dim=-1) @ value)
+    assert_close(mixer(tokens, AttentionContext(grid)), mixer.proj(mixed))
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_strip_is_its_dense_formula(prefix: int) -> None:
+    grid = (6, 10)
+    mixer, tokens = build("strip", site(prefix=prefix)), tokens_of(grid, prefix)
+    tiles = tokens[:, prefix:].reshape(2, 3, 2, 5, 2, DIM).permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+    reduced = mixer.norm(tiles @ mixer.reduction.weight.flatten(1).T + mixer.reduction.bias)
+    sources = torch.cat([tokens[:, :prefix], reduced], dim=1)
+    query, key = (part.reshape(2, -1, HEADS, 2).transpose(1, 2) for part in (mixer.q(tokens), mixer.k(sources)))
+    mixed = (query @ key.mT / 2**0.5).softmax(dim=-1) @ heads_of(mixer.v(sources))
+    assert_close(mixer(tokens, AttentionContext(grid)), mixer.proj(joined(mixed)))
