@@ -53,9 +53,10 @@ class GatedPositionalAttention(nn.Module):
         vertical, horizontal = (
             _along(size, slope, square).to(value.dtype) for size, slope in zip(grid, (down, right), strict=True)
         )
-        rows = torch.unflatten(value, 2, grid)  # (B, heads, h, w, d)
-        mixed = torch.unflatten(vertical @ rows.flatten(3), 3, (grid[1], -1))
-        return (horizontal.unsqueeze(1) @ mixed).flatten(2, 3)
+        rows = torch.unflatten(value.mT, 3, grid)  # (B, heads, d, h, w)
+        columns = torch.unflatten(rows.flatten(2, 3) @ horizontal.mT, 2, (-1, grid[0])).mT  # (B, heads, d, w, h)
+        mixed = torch.unflatten(columns.flatten(2, 3) @ vertical.mT, 2, (-1, grid[1]))
+        return mixed.permute(0, 1, 4, 3, 2).flatten(2, 3)
 
 
 def _along(size: int, slope: Tensor, square: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from baselines.layers.grid import to_map, to_tokens
 from baselines.layers.linear import linear
@@ -103,13 +104,11 @@ def convolve(maps: Tensor, kernel: Tensor) -> Tensor:
         kernel: (C, h, w).
     """
     height, width = maps.shape[2:]
-    # Twice the size, so that what leaves the map on one side does not enter it on the other.
-    size = 2 * height, 2 * width
-    # Some devices have no transforms below single precision.
-    spectrum = torch.fft.rfft2(maps.float(), s=size) * torch.fft.rfft2(kernel.float(), s=size)
-    mixed = torch.fft.irfft2(spectrum, s=size)[..., :height, :width]
-    scaled: Tensor = mixed / math.sqrt(size[0] * size[1])
-    return scaled.to(maps.dtype)
+    # Zeros around both, so that what leaves the map on one side does not enter it on the other; and in single
+    # precision, below which some devices have no transforms.
+    spectrum, response = (torch.fft.rfft2(F.pad(part.float(), (0, width, 0, height))) for part in (maps, kernel))
+    mixed: Tensor = torch.fft.irfft2(spectrum * response)[..., :height, :width]
+    return (mixed / math.sqrt(4 * height * width)).to(maps.dtype)
 
 
 def fractions(size: int, device: torch.device) -> Tensor:
