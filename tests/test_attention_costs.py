@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mixers import CASES, build, site, takes_prefix, tokens_of
 from torch import Tensor, nn
 
 from harness.costs.counter import MacCount, MacCounter, count_macs
 from harness.models import AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS, MODELS
-from mixers import CASES, build, site, takes_prefix, tokens_of
 
 GRID = (9, 15)
 NAMES = list(ATTENTIONS)
@@ -129,20 +129,24 @@ def test_compiled_mixer_equals_itself(name: str, backend: str) -> None:
 
 
 GROWTH = """
-import resource, sys, torch
+import sys, torch
+from harness.costs.memory import resident_peak
 from harness.models import AttentionContext, AttentionSite
+from harness.record import Setup
 from harness.registry import ATTENTIONS
 
 torch.set_num_threads(1)
 name, training, grid = sys.argv[1], sys.argv[2] == "training", (128, 128)
 mixer = ATTENTIONS.get(name).build(AttentionSite(384, 6, grid, 0, 1, 12, 0, 16))
 tokens = torch.randn(1, 128 * 128, 384, requires_grad=training)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with torch.set_grad_enabled(training):
-    mixed = mixer(tokens, AttentionContext(grid))
-if training:
-    mixed.sum().backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+def step():
+    with torch.set_grad_enabled(training):
+        mixed = mixer(tokens, AttentionContext(grid))
+        if training:
+            mixed.sum().backward()
+
+print(resident_peak(step, Setup(device="cpu"))[0])
 """
 # 16,384 x 16,384 numbers in single precision.
 ONE_MATRIX_MIB = 1024
@@ -152,9 +156,11 @@ LINEAR = [name for name in NAMES if name not in ("softmax", "gated_positional", 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the resident set differs")
 @pytest.mark.parametrize("mode", ["evaluation", "training"])
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", sorted({*LINEAR} - {"identity"}))
 def test_no_matrix_of_all_tokens_is_built(name: str, mode: str) -> None:
     command = [sys.executable, "-c", GROWTH, name, mode]
     root = Path(__file__).resolve().parents[1]
-    output = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+    if output == "None":
+        pytest.skip("this system cannot reset the peak of a process's resident set")
     assert 0 < float(output) < ONE_MATRIX_MIB

@@ -1,4 +1,4 @@
-"""Mixers equal their formulas, written out without their shortcuts, and the modules of timm that have the same weights."""
+"""Mixers equal their formulas, written out without shortcuts, and timm's modules of the same weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from mixers import DIM, HEADS, build, randomise, site, tokens_of
 from timm.models.convit import GPSA
 from timm.models.pvt_v2 import Attention as TimmSpatialReduction
 from timm.models.swin_transformer import SwinTransformerBlock
@@ -18,7 +19,6 @@ from baselines.attention.window import WindowAttention
 from baselines.layers.block import Block
 from harness.models import AttentionContext
 from harness.registry import ATTENTIONS
-from mixers import DIM, HEADS, build, randomise, site, tokens_of
 
 GRID = (14, 14)
 

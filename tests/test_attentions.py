@@ -7,12 +7,12 @@ from functools import cache
 
 import pytest
 import torch
+from mixers import CASES, build, site, takes_prefix, tokens_of
 from torch import nn
 
 from harness.errors import ModelError
 from harness.models import AttentionCard, AttentionContext
 from harness.registry import ATTENTIONS
-from mixers import CASES, build, site, takes_prefix, tokens_of
 
 # Odd sides; neither divides by two, by four or by a window.
 GRID = (9, 15)

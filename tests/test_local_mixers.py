@@ -6,16 +6,18 @@ import math
 
 import pytest
 import torch
+from mixers import DIM, HEADS, build, randomise, site, tokens_of
 from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
 from torch import Tensor, nn
 
 from baselines.attention.gated_convolution import GatedConvolution
 from baselines.attention.multi_axis import PartitionAttention
 from baselines.layers import neighborhood
-from baselines.layers.neighborhood import NeighborhoodAttention
+from baselines.layers.flexible import attend_flexibly, block_mask
+from baselines.layers.heads import merge_heads, split_heads
+from baselines.layers.neighborhood import NeighborhoodAttention, neighbors, relation
 from harness.models import AttentionContext
 from harness.registry import ATTENTIONS
-from mixers import DIM, HEADS, build, randomise, site, tokens_of
 
 Pair = tuple[int, int]
 
@@ -79,6 +81,47 @@ def test_neighborhood_is_attention_under_a_mask(
     assert_close(mixer(tokens, AttentionContext(grid)), expected)
 
 
+def fused(mixer: NeighborhoodAttention, tokens: Tensor, grid: Pair) -> Tensor:
+    """Return what a neighbourhood mixer returns where it uses the fused kernel."""
+    query, key, value = split_heads(mixer.qkv(tokens), HEADS, parts=3)
+    rows, columns = (relation(*neighbors(size, mixer.dilation, tokens.device)) for size in grid)
+    mixed: Tensor = mixer.proj(merge_heads(attend_flexibly(query, key, value, mixer.rpb, rows, columns)))
+    return mixed
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize(("grid", "dilation"), [((9, 15), 1), ((20, 30), 2), ((3, 50), 4), ((33, 16), 2)])
+@torch.no_grad()
+def test_fused_neighborhood_equals_the_plain(grid: Pair, dilation: int) -> None:
+    mixer, tokens = randomise(NeighborhoodAttention(site(), dilation)), tokens_of(grid)
+    assert_close(fused(mixer, tokens, grid), mixer(tokens, AttentionContext(grid)))
+
+
+def test_fused_neighborhood_skips_blocks_without_neighbours() -> None:
+    rows = relation(*neighbors(64, 1, torch.device("cpu")))
+    mask = block_mask(rows >= 0, 64, lambda *_: torch.tensor(True))
+    # A block holds two rows of 64 tokens; theirs and three on either side make eight rows, in four or five blocks.
+    assert mask.kv_num_blocks.shape == (1, 1, 32)
+    assert mask.kv_num_blocks.max() <= 5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("grid", "dilation"), [((32, 32), 1), ((56, 56), 8), ((40, 33), 2), ((128, 128), 4)])
+def test_fused_neighborhood_equals_the_plain_on_a_gpu(
+    grid: Pair, dilation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = site(dim=128)
+    mixer, tokens = randomise(NeighborhoodAttention(place, dilation)).cuda(), tokens_of(grid, dim=128).cuda()
+    outcomes = []
+    for fused_from in (0, math.inf):
+        monkeypatch.setattr(neighborhood, "FUSED_FROM", fused_from)
+        leaf = tokens.clone().requires_grad_()
+        mixed = mixer(leaf, AttentionContext(grid))
+        outcomes.append((mixed, *torch.autograd.grad(mixed.square().sum(), [leaf, *mixer.parameters()])))
+    for kernel, plain in zip(*outcomes, strict=True):
+        assert (kernel - plain).abs().max() < 5e-3 * plain.abs().max()
+
+
 def test_neighborhood_in_blocks_has_the_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     mixer = randomise(NeighborhoodAttention(site(), dilation=2))
     gradients = []
@@ -105,8 +148,8 @@ def test_multi_axis_equals_timm(layer: int, grid: Pair) -> None:
     config.window_size = config.grid_size = (7, 7)
     reference = randomise(PartitionAttentionCl(DIM, ["block", "grid"][layer], config))
     mixer = ATTENTIONS.get("multi_axis").build(site(layer=layer)).eval()
-    state = {key.replace("rel_pos.relative_position_bias_table", "bias_table"): value
-             for key, value in reference.attn.state_dict().items() if not key.endswith(("_lookup", "_index"))}  # fmt: skip
+    state = dict(reference.attn.named_parameters())
+    state["bias_table"] = state.pop("rel_pos.relative_position_bias_table")
     mixer.load_state_dict(state, strict=True)
     tokens = tokens_of(grid)
     expected = reference._partition_attn(tokens.reshape(2, *grid, DIM)).flatten(1, 2)
@@ -194,8 +237,10 @@ def test_hyena_is_a_direct_sum_over_a_quadrant(layer: int) -> None:
     direction = 1 if layer else -1
     for down in range(height):
         for right in range(width):
-            features = [(axis[i], wave[i].cos(), -wave[i].sin()) for axis, wave, i in zip(axes, waves, (down, right), strict=True)]  # fmt: skip
-            weight = mixer.filter.layers(torch.tensor(features).flatten())
+            phases = waves[0][down], waves[1][right]
+            places = zip((axes[0][down], axes[1][right]), phases, strict=True)
+            features = [value for place, phase in places for value in (place, phase.cos(), -phase.sin())]
+            weight = mixer.filter.layers(torch.stack(features))
             weight = weight * torch.exp(-decay * (axes[0][down] + axes[1][right])) / (4 * height * width) ** 0.5
             for row in range(height):
                 for column in range(width):

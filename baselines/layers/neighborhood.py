@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from baselines.layers.flexible import attend_flexibly
 from baselines.layers.heads import merge_heads, split_heads
 from baselines.layers.linear import linear
 from baselines.layers.prefix import refuse_prefix
@@ -16,8 +17,11 @@ from harness.models import AttentionContext, AttentionSite
 KERNEL = 7
 # Gathered keys, in numbers, that are held at once: 64 MiB in single precision.
 GATHERED = 2**24
+# Tokens from which a GPU runs one fused kernel; on smaller maps it could skip next to nothing.
+FUSED_FROM = 1024
 
-Pair = tuple[int, int]
+# Each token's neighbours along an axis, and their rows of the bias table, both (size, k).
+Axis = tuple[Tensor, Tensor]
 
 
 class NeighborhoodAttention(nn.Module):
@@ -28,7 +32,7 @@ class NeighborhoodAttention(nn.Module):
     fewer than k * dilation tokens along an axis the dilation shrinks until they suffice, then the window does.
 
     Keys and values are gathered for some rows of queries at a time and, for training, gathered anew in the backward
-    pass: the memory grows linearly with the number of tokens.
+    pass: the memory grows linearly with the number of tokens. On a GPU large maps go through one fused kernel.
 
     Args:
         dilation: distance between neighbours, in tokens.
@@ -49,18 +53,25 @@ class NeighborhoodAttention(nn.Module):
         query, key, value = split_heads(self.qkv(tokens), self.heads, parts=3)
         key, value = key.contiguous(), value.contiguous()
         rows, columns = (neighbors(size, self.dilation, tokens.device) for size in context.grid)
-        gathered = tokens.numel() * rows[0].shape[1] * columns[0].shape[1]
-        height = max(1, context.grid[0] * GATHERED // gathered)
+        if tokens.is_cuda and tokens.shape[1] >= FUSED_FROM:
+            mixed = attend_flexibly(query, key, value, self.rpb, relation(*rows), relation(*columns))
+        else:
+            mixed = self._attend_in_blocks(query, key, value, rows, columns)
+        projected: Tensor = self.proj(merge_heads(mixed))
+        return projected
+
+    def _attend_in_blocks(self, query: Tensor, key: Tensor, value: Tensor, rows: Axis, columns: Axis) -> Tensor:
+        grid = len(rows[0]), len(columns[0])
+        gathered = query.numel() * rows[0].shape[1] * columns[0].shape[1]
+        height = max(1, grid[0] * GATHERED // gathered)
         blocks = zip(
-            torch.split(query, height * context.grid[1], dim=2),
+            torch.split(query, height * grid[1], dim=2),
             *(torch.split(part, height) for part in rows),
             strict=True,
         )
-        again = height < context.grid[0] and torch.is_grad_enabled()
+        again = height < grid[0] and torch.is_grad_enabled()
         run = partial(checkpoint, attend, use_reentrant=False) if again else attend
-        mixed = torch.cat([run(part, key, value, self.rpb, (*block,), columns) for part, *block in blocks], dim=2)
-        projected: Tensor = self.proj(merge_heads(mixed))
-        return projected
+        return torch.cat([run(part, key, value, self.rpb, (*block,), columns) for part, *block in blocks], dim=2)
 
 
 def attend(
@@ -89,7 +100,7 @@ def attend(
     return (scores.softmax(dim=-1).unsqueeze(3) @ values).squeeze(3)
 
 
-def neighbors(size: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def neighbors(size: int, dilation: int, device: torch.device) -> Axis:
     """Return the places of each token's neighbours along an axis, and the rows of the bias table for their offsets.
 
     Both are (size, k). An offset counts in steps of the dilation, and zero has row `KERNEL - 1`.
@@ -102,6 +113,12 @@ def neighbors(size: int, dilation: int, device: torch.device) -> tuple[Tensor, T
     start = torch.minimum((index - kernel // 2).clamp(min=0), members - kernel)
     taken = start[:, None] + torch.arange(kernel, device=device)
     return group[:, None] + taken * step, taken - index[:, None] + KERNEL - 1
+
+
+def relation(places: Tensor, offsets: Tensor) -> Tensor:
+    """Return the row of the bias table (size, size) for each query and key along an axis, -1 for no neighbours."""
+    apart = torch.full((len(places), len(places)), -1, device=places.device)
+    return apart.scatter(1, places, offsets)
 
 
 def build_neighborhood(site: AttentionSite, name: str, dilation: int) -> NeighborhoodAttention:
