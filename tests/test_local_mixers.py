@@ -10,7 +10,7 @@ from mixers import DIM, HEADS, build, randomise, site, tokens_of
 from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
 from torch import Tensor, nn
 
-from baselines.attention.gated_convolution import GatedConvolution
+from baselines.attention.gated_convolution import GatedConvolution, GlobalLocalFilter
 from baselines.attention.multi_axis import PartitionAttention
 from baselines.layers import neighborhood
 from baselines.layers.flexible import attend_flexibly, block_mask
@@ -211,6 +211,28 @@ def test_gated_convolution_is_its_recursion(order: int) -> None:
         current = current * gates[:, first : first + current.shape[1]]
         first += current.shape[1]
     assert_close(mixer(tokens, AttentionContext((5, 9))), pointwise(mixer.proj_out, current).flatten(2).mT)
+
+
+@torch.no_grad()
+def test_global_filter_of_ones_changes_half_of_the_channels_only() -> None:
+    layer, maps = randomise(GlobalLocalFilter(6, side=7)), torch.randn(2, 6, 5, 9)
+    layer.complex_weight.copy_(torch.tensor([1.0, 0.0]).expand_as(layer.complex_weight))
+    normal = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), [6], layer.pre_norm.weight, layer.pre_norm.bias, 1e-6)
+    near, far = normal.permute(0, 3, 1, 2).chunk(2, dim=1)
+    near = around(near, layer.dw.weight)
+    pairs = torch.stack([near[:, 0], far[:, 0], near[:, 1], far[:, 1], near[:, 2], far[:, 2]], dim=-1)
+    expected = nn.functional.layer_norm(pairs, [6], layer.post_norm.weight, layer.post_norm.bias, 1e-6)
+    assert_close(layer(maps), expected.permute(0, 3, 1, 2))
+
+
+@torch.no_grad()
+def test_global_filter_multiplies_a_wave_by_its_weight() -> None:
+    layer = GlobalLocalFilter(2, side=8)
+    layer.complex_weight.zero_()
+    layer.complex_weight[0, 1, 2] = torch.tensor([0.0, -1.0])  # a quarter of a turn, for one wave
+    place = 2 * math.pi / 8 * (torch.arange(8)[:, None] + 2 * torch.arange(8)[None])
+    spectrum = torch.fft.rfft2(place.cos(), norm="ortho") * layer._response(torch.empty(1, 1, 8, 5))[0]
+    assert_close(torch.fft.irfft2(spectrum, norm="ortho"), place.sin())
 
 
 @pytest.mark.parametrize(("stride", "order"), [(4, 2), (8, 3), (16, 4), (32, 5)])
