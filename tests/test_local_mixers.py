@@ -105,6 +105,18 @@ def test_fused_neighborhood_skips_blocks_without_neighbours() -> None:
     assert mask.kv_num_blocks.max() <= 5
 
 
+@pytest.mark.parametrize(("grid", "dilation"), [((20, 30), 2), ((40, 16), 3), ((9, 15), 1), ((2, 200), 8)])
+def test_fused_neighborhood_skips_no_block_with_neighbours(grid: Pair, dilation: int) -> None:
+    near = [relation(*neighbors(size, dilation, torch.device("cpu"))) >= 0 for size in grid]
+    dense_mask = torch.kron(near[0].float(), near[1].float())  # (N, N)
+    blocks = -(-len(dense_mask) // 128)
+    padded = nn.functional.pad(dense_mask, [0, blocks * 128 - len(dense_mask)] * 2)
+    needed = padded.reshape(blocks, 128, blocks, 128).amax(dim=(1, 3)) > 0
+    mask = block_mask(near[0], grid[1], lambda *_: torch.tensor(True))
+    for block, (count, order) in enumerate(zip(mask.kv_num_blocks[0, 0], mask.kv_indices[0, 0], strict=True)):
+        assert set(needed[block].nonzero().flatten().tolist()) <= set(order[:count].tolist())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("grid", "dilation"), [((32, 32), 1), ((56, 56), 8), ((40, 33), 2), ((128, 128), 4)])
 def test_fused_neighborhood_equals_the_plain_on_a_gpu(
@@ -233,6 +245,13 @@ def test_global_filter_multiplies_a_wave_by_its_weight() -> None:
     place = 2 * math.pi / 8 * (torch.arange(8)[:, None] + 2 * torch.arange(8)[None])
     spectrum = torch.fft.rfft2(place.cos(), norm="ortho") * layer._response(torch.empty(1, 1, 8, 5))[0]
     assert_close(torch.fft.irfft2(spectrum, norm="ortho"), place.sin())
+
+
+@torch.no_grad()
+def test_global_filter_keeps_its_lowest_and_highest_frequencies_on_other_maps() -> None:
+    layer = GlobalLocalFilter(2, side=8)
+    own, other = (layer._response(torch.empty(1, 1, *size)) for size in ((8, 5), (13, 4)))
+    assert_close(torch.view_as_real(other[:, ::12, ::3]), torch.view_as_real(own[:, ::7, ::4]))
 
 
 @pytest.mark.parametrize(("stride", "order"), [(4, 2), (8, 3), (16, 4), (32, 5)])
