@@ -179,4 +179,4 @@ def test_no_matrix_of_all_tokens_is_built(name: str, mode: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the resident set differs")
 def test_a_matrix_of_all_tokens_is_seen() -> None:
-    assert growth_mib("matrix", "evaluation") > ONE_HEAD_MIB
+    assert growth_mib("matrix", "evaluation") > 0.9 * ONE_HEAD_MIB
