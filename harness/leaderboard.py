@@ -115,6 +115,8 @@ def who(record: Record) -> tuple[str, str, str]:
         source += f" (partial: {len(weights.missing)} missing, {len(weights.unexpected)} unexpected)"
     size = preprocessing.image_size or (0, 0)
     image = str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+    if record.provenance == "predictions":
+        source, image = f"predictions: {weights.file}", "any"
     if preprocessing.overridden:
         image += f" (set: {', '.join(preprocessing.overridden)})"
     return record.model, source, image

@@ -16,7 +16,7 @@ from harness.journal import Journal
 from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
-from harness.record import DataStamp, Record, Setup, digest, record_name
+from harness.record import DataStamp, Provenance, Record, Setup, digest, record_name
 from harness.task import BatchTask, Task, build_task
 from harness.weights import load_weights, state_sha256
 
@@ -32,6 +32,7 @@ class Job:
         model: the model id as the user gave it.
         data: root of the data sets; None for the default.
         weights_file: where `setup.weights.source == "file"` is read from.
+        annotations: the truth in place of the data root's, for predictions.
         workers: processes that load data.
         threads: of torch; None leaves torch's choice.
     """
@@ -41,6 +42,7 @@ class Job:
     setup: Setup
     data: Path | None = None
     weights_file: Path | None = None
+    annotations: Path | None = None
     workers: int = 0
     threads: int | None = None
 
@@ -132,7 +134,13 @@ def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:
 
 
 def describe(
-    request: Request, setup: Setup, evaluation: Evaluation, error: str | None, started: datetime, seconds: float
+    request: Request,
+    setup: Setup,
+    evaluation: Evaluation,
+    error: str | None,
+    started: datetime,
+    seconds: float,
+    provenance: Provenance = "measured",
 ) -> Record:
     """Put together the record of a job that ran."""
     job = request.job
@@ -149,7 +157,7 @@ def describe(
         setup=setup,
         data=request.data,
         environment=environment(setup.device),
-        provenance="measured",
+        provenance=provenance,
         command=command(job),
         started_at=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
@@ -162,6 +170,9 @@ def command(job: Job) -> str:
     """Return the command line that makes a job's record again, with files named without their folders."""
     setup, default = job.setup, Setup()
     words = ["run_bench.py", "run", "--model", public_id(job.model), "--task", job.task]
+    if setup.weights.source == "predictions":
+        words += ["--predictions", setup.weights.file]
+        return " ".join(words + (["--annotations", job.annotations.name] if job.annotations else []))
     source = setup.weights.file or setup.weights.source
     if source != "random":
         words += ["--weights", source]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from harness.device import evaluating, to_device
-from harness.errors import UnknownName
-from harness.factory import call
+from harness.errors import SetupError, UnknownName
+from harness.factory import call, parameters_of
 from harness.journal import Journal
 from harness.metric import Evaluation, Meter, ResumableMeter
 from harness.progress import track
@@ -110,19 +110,45 @@ class BatchTask(Task):
         return meter.compute()
 
 
-def build_task(task_id: str, data: Path | None = None, workers: int = 0) -> Task:
+@runtime_checkable
+class ReadsPredictions(Protocol):
+    """What a task needs so that predictions made elsewhere can be measured."""
+
+    version: ClassVar[int]
+
+    def data(self) -> DataStamp | None:
+        """Return the stamp of the data, as `Task` does."""
+
+    def belongs_to(self, file: Path) -> str | None:
+        """Return the id of another task that a file or folder of predictions is for; None where it is for this one."""
+
+    def evaluate_predictions(self, file: Path) -> Evaluation:
+        """Measure a file or folder of predictions.
+
+        Raises:
+            DataError: it is incomplete, or cannot be measured.
+        """
+
+
+def build_task(task_id: str, data: Path | None = None, workers: int = 0, annotations: Path | None = None) -> Task:
     """Build the task that an id names: `cost`, `imagenet`, or with a variant `imagenet:knn`, `cost:latency`.
 
     Args:
         data: root of the data sets.
         workers: processes that load data; they change no number.
+        annotations: the truth in place of the data root's, where a task takes it.
 
     Raises:
         UnknownName: with the nearest names.
+        SetupError: annotations for a task that takes none.
     """
     name, colon, variant = task_id.partition(":")
     factory = TASKS.get(name).build
     options: dict[str, Any] = {"data": data, "workers": workers}
+    if annotations is not None:
+        if "annotations" not in parameters_of(factory):
+            raise SetupError(f"The task {name!r} takes no --annotations: its truth comes with the data root.")
+        options["annotations"] = annotations
     if colon:
         variants: Registry[Any] | None = getattr(factory, "variants", None)
         if variants is None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.errors import SetupError
 from harness.metric import Evaluation
 from harness.record import DataStamp, Setup
 from harness.registry import PROTOCOLS, Entry
@@ -29,13 +30,21 @@ class Classification(BatchTask):
         data: root of the data sets; None for the default.
         workers: processes that decode images.
         variant: the entry of the protocol, which makes a classifier of a model; the model's own head by default.
+        annotations: a list of files and labels in place of the data root, for predictions made elsewhere.
     """
 
     variants = PROTOCOLS
     evaluated_on: ClassVar[str] = "val"
 
-    def __init__(self, data: Path | None = None, workers: int = 0, variant: Entry[Any] | None = None) -> None:
+    def __init__(
+        self,
+        data: Path | None = None,
+        workers: int = 0,
+        variant: Entry[Any] | None = None,
+        annotations: Path | None = None,
+    ) -> None:
         self.root = data
+        self.annotations = annotations
         self.workers = workers
         self.protocol = (variant or PROTOCOLS.get("native_head")).build()
         self.untrained = self.protocol.untrained
@@ -78,6 +87,24 @@ class Classification(BatchTask):
         """Evaluate, and say in the record what the protocol chose."""
         evaluation = super().evaluate(model, setup)
         return replace(evaluation, details={**evaluation.details, **self.protocol.details})
+
+    def belongs_to(self, file: Path) -> str | None:
+        """Return None: a table of classes fits every classification task."""
+        return None
+
+    def evaluate_predictions(self, file: Path) -> Evaluation:
+        """Measure a table of the best classes of each image.
+
+        Raises:
+            DataError: images that are missing, unknown or repeated, or classes that are none.
+        """
+        from tasks.data.top_classes import read_top_classes
+
+        if self.protocol.trains_on:
+            raise SetupError("A protocol that trains on features has nothing to do with predictions: drop the variant.")
+        meter = self.meter()
+        meter.rows = read_top_classes(file, self.split(self.evaluated_on))
+        return meter.compute()
 
     def split_batches(self, name: str, setup: Setup) -> Batches:
         """Return all batches of a split."""

@@ -161,7 +161,13 @@ def _runs(values: Integers) -> list[tuple[int, int]]:
 
 
 def _accumulate(
-    objects: Objects, detections: Detections, categories: int, rows: Integers, rank: Integers, hit: Flags, ignored: Flags
+    objects: Objects,
+    detections: Detections,
+    categories: int,
+    rows: Integers,
+    rank: Integers,
+    hit: Flags,
+    ignored: Flags,
 ) -> tuple[Floats, Floats]:
     """Precision (thresholds, recalls, categories, areas) and recall (thresholds, categories, limits, areas)."""
     precision = np.full((len(THRESHOLDS), len(RECALLS), categories, len(AREAS)), ABSENT)

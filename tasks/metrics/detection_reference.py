@@ -64,9 +64,7 @@ def _dataset(dataset: Any, content: dict[str, Any]) -> Any:
     return made
 
 
-def _rows(
-    them: Objects | Detections, kind: str, crowd: Any = None, score: Any = None
-) -> list[dict[str, Any]]:
+def _rows(them: Objects | Detections, kind: str, crowd: Any = None, score: Any = None) -> list[dict[str, Any]]:
     """Annotations as the libraries hold them."""
     crowd = np.zeros(len(them.image), bool) if crowd is None else crowd
     rows = [
