@@ -171,8 +171,7 @@ def command(job: Job) -> str:
     setup, default = job.setup, Setup()
     words = ["run_bench.py", "run", "--model", public_id(job.model), "--task", job.task]
     if setup.weights.source == "predictions":
-        words += ["--predictions", setup.weights.file]
-        return " ".join(words + (["--annotations", job.annotations.name] if job.annotations else []))
+        return " ".join([*words, *_predictions(job)])
     source = setup.weights.file or setup.weights.source
     if source != "random":
         words += ["--weights", source]
@@ -188,10 +187,17 @@ def command(job: Job) -> str:
     for name in ("image_size", "crop_pct", "crop_mode", "interpolation", "decoder", "mean", "std"):
         value = getattr(setup.preprocessing, name)
         if value is not None:
-            words += [
-                f"--{name.replace('_', '-')}",
-                ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
-            ]
+            words += [f"--{name.replace('_', '-')}", _text(value)]
     if setup.preprocessing.antialias is not None:
         words.append("--antialias" if setup.preprocessing.antialias else "--no-antialias")
     return " ".join(words)
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _predictions(job: Job) -> list[str]:
+    """The words of the command line that name predictions and their truth."""
+    words = ["--predictions", job.setup.weights.file]
+    return [*words, "--annotations", job.annotations.name] if job.annotations else words

@@ -14,8 +14,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "record", "environment",
     "factory", "models", "weights", "features", "preprocessing", "device", "nvml", "observe", "timing", "task",
-    "runner", "costs", "executors", "store", "predictions", "api", "race", "leaderboard", "tables", "doctor", "breakdown",
-    "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli", "sweep_cli", "cli",
+    "runner", "costs", "executors", "store", "predictions", "api", "race", "leaderboard", "tables", "doctor",
+    "breakdown", "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli", "sweep_cli", "cli",
 )  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def match_predictions(folder: Path, truth: LabelMaps) -> dict[str, Path]:
         )
     if missing := [name for name in truth.names if name not in found]:
         raise DataError(
-            f"{str(folder)!r} lacks {len(missing)} of {len(truth.names)} images: {name_some(missing)}. Predict them all."
+            f"{str(folder)!r} lacks {len(missing)} of {len(truth.names)} images: {name_some(missing)}. Add them."
         )
     return found
 

@@ -123,10 +123,11 @@ def read_ids(folder: Path, one: Map, image: Image) -> NDArray[np.int64]:
         raise DataError(f"{path.name} cannot be read as a PNG of segment ids ({reason(error)}). Restore it.") from error
     if pixels.shape[:2] != (image.height, image.width):
         raise DataError(
-            f"{path.name} is {pixels.shape[1]} x {pixels.shape[0]} pixels; expected {image.width} x {image.height}, the "
-            "image's original size. Resize the ids by nearest neighbour."
+            f"{path.name} is {pixels.shape[1]} x {pixels.shape[0]} pixels; expected {image.width} x {image.height}, "
+            "the image's original size. Resize the ids by nearest neighbour."
         )
-    return pixels @ np.array([1, 256, 65536])
+    ids: NDArray[np.int64] = pixels @ np.array([1, 256, 65536])
+    return ids
 
 
 def segments(one: Map) -> list[Segment]:
@@ -139,8 +140,8 @@ def check_segments(one: Map, ids: NDArray[np.int64]) -> None:
     listed, drawn = {info.id for info in one.segments_info}, set(pixel_counts(ids)) - {VOID}
     if drawn - listed:
         raise DataError(
-            f"{one.file_name} holds the segments {name_some(sorted(drawn - listed))}, which the JSON file does not list "
-            f"for image {one.image_id}. List them, or paint them 0."
+            f"{one.file_name} holds the segments {name_some(sorted(drawn - listed))}, which the JSON file does not "
+            f"list for image {one.image_id}. List them, or paint them 0."
         )
     if listed - drawn:
         raise DataError(

@@ -61,8 +61,7 @@ def read_results(path: Path, instances: Instances) -> tuple[Sequence[Result], Ma
 def box_detections(results: Sequence[Result], instances: Instances) -> Detections | None:
     """Return the boxes; those of the masks where no result has any, and None where only some have."""
     if all(result.bbox is None for result in results):
-        found = mask_detections(results, instances)
-        return found
+        return mask_detections(results, instances)
     if any(result.bbox is None for result in results):
         return None
     boxes = np.array([result.bbox for result in results], np.float64)

@@ -24,9 +24,7 @@ def read_json(path: Path, kind: type[T], expected: str) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
-        raise DataError(
-            f"{path.name} cannot be read ({error.strerror}). Check the path and its permissions."
-        ) from error
+        raise DataError(f"{path.name} cannot be read ({error.strerror}). Check its path.") from error
     except msgspec.ValidationError as error:
         raise DataError(f"{path.name} is not {expected}: {error}. Correct it, or give another file.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

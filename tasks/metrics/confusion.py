@@ -93,7 +93,8 @@ def boundary(labels: Labels, ratio: float = BOUNDARY) -> NDArray[np.bool_]:
     # Two borders of different values make everything near an edge differ from something.
     low = _extreme(np.pad(labels, reach, constant_values=0), reach, np.minimum)
     high = _extreme(np.pad(labels, reach, constant_values=LEVELS - 1), reach, np.maximum)
-    return low != high
+    near: NDArray[np.bool_] = low != high
+    return near
 
 
 def _extreme(padded: Labels, reach: int, better: Any) -> Labels:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def _match(objects: Objects, overlaps: Overlaps, rank: Integers) -> tuple[Flags,
         firsts = np.flatnonzero(np.diff(one, prepend=-1))
         best = np.maximum.reduceat(keys, firsts, axis=0)  # (detections, areas, thresholds)
         found = best > 0
-        who, area, threshold = np.nonzero(found)
+        _, area, threshold = np.nonzero(found)
         chosen = them[(best[found] - 1) % size]
         taken[chosen, area, threshold] = True
         hit[one[firsts]] = found
@@ -157,7 +158,7 @@ def _match(objects: Objects, overlaps: Overlaps, rank: Integers) -> tuple[Flags,
 def _runs(values: Integers) -> list[tuple[int, int]]:
     """Start and stop of each run of equal values."""
     bounds = [*np.flatnonzero(np.diff(values, prepend=-1)).tolist(), len(values)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
 
 
 def _accumulate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def mask_overlaps(objects: Objects, detections: Detections, rows: Integers) -> O
     value = np.zeros(len(detection))
     group = objects.image[target] * (objects.category.max(initial=0) + 1) + objects.category[target]
     bounds = [*np.flatnonzero(np.diff(group, prepend=-1)).tolist(), len(group)]
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         # Every detection of a group meets every object of it, in this order.
         them = target[start:stop][detection[start:stop] == detection[start]]
         ones = detection[start : stop : len(them)]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 VOID = 0
+NONE = -1  # no segment's id
 OFFSET = 2**24  # above every id: they are three bytes
 
 
@@ -75,11 +76,31 @@ def compare(truth: Ids, segments: Sequence[Segment], found: Ids, guesses: Sequen
         Counts by category id.
     """
     shared = _intersections(truth, found)
-    sizes = _sizes(shared, 0), _sizes(shared, 1)
     annotated = {segment.id: segment for segment in segments}
     guessed = {segment.id: segment for segment in guesses}
+    overlaps = _overlaps(shared, annotated, guessed)
     counts: dict[int, Counts] = defaultdict(Counts)
-    matched: set[tuple[int, int]] = set()  # (0, annotated id) or (1, predicted id)
+    for (one, _), overlap in overlaps.items():
+        counts[annotated[one].category] += Counts(overlap, right=1)
+    hit, right = {one for one, _ in overlaps}, {other for _, other in overlaps}
+    for segment in annotated.values():
+        if not segment.crowd and segment.id not in hit:
+            counts[segment.category] += Counts(missed=1)
+    crowds = {segment.category: segment.id for segment in annotated.values() if segment.crowd}
+    sizes = _sizes(shared, 1)
+    for guess in guessed.values():
+        excused = shared.get((VOID, guess.id), 0) + shared.get((crowds.get(guess.category, NONE), guess.id), 0)
+        if guess.id not in right and excused / sizes[guess.id] <= 0.5:
+            counts[guess.category] += Counts(wrong=1)
+    return dict(counts)
+
+
+def _overlaps(
+    shared: Mapping[tuple[int, int], int], annotated: Mapping[int, Segment], guessed: Mapping[int, Segment]
+) -> dict[tuple[int, int], float]:
+    """Intersection over union of each pair that matches; a guess's void pixels are in no union."""
+    sizes = _sizes(shared, 0), _sizes(shared, 1)
+    matched = {}
     for (one, other), pixels in shared.items():
         segment, guess = annotated.get(one), guessed.get(other)
         if segment is None or guess is None or segment.crowd or segment.category != guess.category:
@@ -87,22 +108,8 @@ def compare(truth: Ids, segments: Sequence[Segment], found: Ids, guesses: Sequen
         area = sizes[0][one] if segment.area is None else segment.area
         overlap = pixels / (sizes[1][other] + area - pixels - shared.get((VOID, other), 0))
         if overlap > 0.5:
-            counts[segment.category] += Counts(overlap, right=1)
-            matched |= {(0, one), (1, other)}
-    crowds: dict[int, int] = {}
-    for segment in annotated.values():
-        if segment.crowd:
-            crowds[segment.category] = segment.id
-        elif (0, segment.id) not in matched:
-            counts[segment.category] += Counts(missed=1)
-    for guess in guessed.values():
-        if (1, guess.id) not in matched:
-            excused = shared.get((VOID, guess.id), 0)
-            if guess.category in crowds:
-                excused += shared.get((crowds[guess.category], guess.id), 0)
-            if excused / sizes[1][guess.id] <= 0.5:
-                counts[guess.category] += Counts(wrong=1)
-    return dict(counts)
+            matched[one, other] = overlap
+    return matched
 
 
 def average(counts: Mapping[int, Counts], categories: Sequence[int]) -> Quality | None:

@@ -50,7 +50,7 @@ class Segmentation:
         return self._pixels.compute().iou
 
     def check_origin(self) -> None:
-        """Raise DataError where predictions count classes from 0: one up, they agree with the annotations far better."""
+        """Raise DataError where predictions count classes from 0: one up, far more of them are right."""
         matrix = self._pixels.matrix[1 : self.classes + 1]
         total = max(int(matrix.sum()), 1)
         given = int(matrix.diagonal(1).sum()) / total
