@@ -158,7 +158,7 @@ def describe(
         data=request.data,
         environment=environment(setup.device),
         provenance=provenance,
-        command=command(job),
+        command=_predictions_command(job) if provenance == "predictions" else command(job),
         started_at=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
         details=dict(evaluation.details),
@@ -170,8 +170,6 @@ def command(job: Job) -> str:
     """Return the command line that makes a job's record again, with files named without their folders."""
     setup, default = job.setup, Setup()
     words = ["run_bench.py", "run", "--model", public_id(job.model), "--task", job.task]
-    if setup.weights.source == "predictions":
-        return " ".join([*words, *_predictions(job)])
     source = setup.weights.file or setup.weights.source
     if source != "random":
         words += ["--weights", source]
@@ -197,7 +195,7 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _predictions(job: Job) -> list[str]:
-    """The words of the command line that name predictions and their truth."""
-    words = ["--predictions", job.setup.weights.file]
-    return [*words, "--annotations", job.annotations.name] if job.annotations else words
+def _predictions_command(job: Job) -> str:
+    """The command line that measures the same predictions, with files named without their folders."""
+    words = ["run_bench.py", "run", "--model", job.model, "--task", job.task, "--predictions", job.setup.weights.file]
+    return " ".join([*words, "--annotations", job.annotations.name] if job.annotations else words)
