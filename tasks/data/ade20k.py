@@ -22,7 +22,7 @@ from harness.errors import DataError, reason
 from harness.record import DataStamp
 from tasks.data.coco import name_some
 from tasks.data.labelled import images_in
-from tasks.data.roots import find
+from tasks.data.roots import data_name, find
 
 FOLDERS = ("ADEChallengeData2016", "ade20k/ADEChallengeData2016", "ade/ADEChallengeData2016", "ade20k", "ADE20K", "ade")
 MARKS = ("annotations/validation", "annotations/training")
@@ -82,7 +82,11 @@ def read_split(root: Path | None, split: str, annotations: Path | None = None) -
     for name in files:
         total.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
     stamp = DataStamp(
-        name="ade20k", split=SPLITS[split], size=len(files), classes=CLASSES, fingerprint=total.hexdigest()[:16]
+        name=data_name(folder.parent.parent, "ade20k"),
+        split=SPLITS[split],
+        size=len(files),
+        classes=CLASSES,
+        fingerprint=total.hexdigest()[:16],
     )
     return LabelMaps([Path(name).stem for name in files], folder, _class_names(folder, root, annotations), stamp)
 

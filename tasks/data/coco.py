@@ -18,7 +18,7 @@ import numpy as np
 from harness.errors import DataError
 from harness.record import DataStamp
 from tasks.data.json_file import read_json
-from tasks.data.roots import find
+from tasks.data.roots import data_name, find
 from tasks.metrics.detection import Objects
 from tasks.metrics.overlap import mask_codes
 
@@ -177,7 +177,7 @@ def read_instances(path: Path) -> Instances:
 def stamp_file(path: Path, images: int, categories: int) -> DataStamp:
     """Return the stamp of an annotation file."""
     return DataStamp(
-        name="coco",
+        name=data_name(path.parent.parent, "coco"),
         split=path.stem.partition("_")[2] or path.stem,
         size=images,
         classes=categories,

@@ -77,8 +77,8 @@ def _write(folder: Path, counts: Mapping[str, int], seed: int, difficulty: float
         things = [{"id": id, "name": name, "supercategory": "shape"} for name, id in THINGS.items()]
         stuff = [{"id": id, "name": name, "supercategory": "ground", "isthing": 0} for name, id in STUFF.items()]
         both = [{**category, "isthing": 1} for category in things] + stuff
-        for kind, categories, annotations in (("instances", things, objects), ("panoptic", both, panoptic)):
-            content = {"images": images, "categories": categories, "annotations": annotations}
+        for kind, categories, annotated in (("instances", things, objects), ("panoptic", both, panoptic)):
+            content = {"images": images, "categories": categories, "annotations": annotated}
             path = folder / "annotations" / f"{kind}_{split}.json"
             path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 

@@ -110,7 +110,8 @@ def _draw_grounds(rng: np.random.Generator, height: int, width: int) -> NDArray[
     above, below = rng.permutation(len(GROUNDS))[:2]
     x = np.arange(width)
     level = height * (rng.uniform(0.3, 0.7) + 0.06 * np.sin(x / rng.uniform(8, 25) + rng.uniform(0, 6)))
-    return np.where(np.arange(height)[:, None] < level, above, below)
+    grounds: NDArray[np.int64] = np.where(np.arange(height)[:, None] < level, above, below)
+    return grounds
 
 
 def _draw_thing(rng: np.random.Generator, free: Flags, size: float) -> list[Thing]:
