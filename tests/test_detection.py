@@ -175,11 +175,11 @@ def test_five_thousand_images_are_evaluated_eight_times_as_fast() -> None:
     rng = np.random.default_rng(0)
     many, found, images = 36_000, 500_000, 5_000
     boxes = boxes_in(rng, many, 60, 16)
-    objects = Objects(rng.integers(0, images, many), rng.integers(0, 80, many), boxes, boxes[:, 2] * boxes[:, 3], rng.random(many) < 0.01)  # fmt: skip
+    place, kind = rng.integers(0, images, many), rng.integers(0, 80, many)
+    objects = Objects(place, kind, boxes, boxes[:, 2] * boxes[:, 3], rng.random(many) < 0.01)
     source, near = rng.integers(0, many, found), rng.random(found) < 0.5
-    guesses = np.where(
-        near[:, None], np.maximum(1, boxes[source] + rng.normal(0, 5, (found, 4))), boxes_in(rng, found, 60, 16)
-    )
+    moved = np.maximum(1, boxes[source] + rng.normal(0, 5, (found, 4)))
+    guesses = np.where(near[:, None], moved, boxes_in(rng, found, 60, 16))
     image = np.where(near, objects.image[source], rng.integers(0, images, found))
     category = np.where(near, objects.category[source], rng.integers(0, 80, found))
     detections = Detections(image, category, guesses, guesses[:, 2] * guesses[:, 3], rng.random(found).round(4))

@@ -29,7 +29,10 @@ def evaluate(
     """
     dataset, evaluator = _classes(library)
     images = range(int(max(objects.image.max(initial=-1), detections.image.max(initial=-1))) + 1)
-    head = {"images": [{"id": i} for i in images], "categories": [{"id": k} for k in range(categories)]}
+    head = {
+        "images": [{"id": i, "height": 0, "width": 0} for i in images],
+        "categories": [{"id": k} for k in range(categories)],
+    }
     # The library reads an id of 0 as `not matched`.
     truth = _dataset(dataset, {**head, "annotations": _rows(objects, kind, crowd=objects.crowd)})
     found = _dataset(dataset, {**head, "annotations": _rows(detections, kind, score=detections.scores)})
