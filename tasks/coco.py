@@ -166,7 +166,7 @@ def to_detections(found: Sequence[Found], images: Sequence[int]) -> tuple[Detect
     import numpy as np
 
     from tasks.metrics.detection import Detections
-    from tasks.metrics.overlap import mask_codes
+    from tasks.metrics.overlap import mask_areas
 
     if len(found) != len(images):
         raise ModelError(f"The detector returned {len(found)} results for {len(images)} images: expected one each.")
@@ -191,8 +191,7 @@ def to_detections(found: Sequence[Found], images: Sequence[int]) -> tuple[Detect
     if any(one.get("masks") is None for one in found):
         return made, None
     masks = [mask for one in found for mask in one["masks"]]
-    area = np.asarray(mask_codes().area(masks), float).reshape(-1)
-    return made, replace(made, masks=masks, area=area)
+    return made, replace(made, masks=masks, area=mask_areas(masks))
 
 
 def _names() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pycocotools import mask as codes
 
 from tasks.metrics import detection_reference
 from tasks.metrics.detection import NAMES, Detections, Objects, evaluate
+from tasks.metrics.overlap import mask_areas
 
 Case = tuple[Objects, Detections, int]
 
@@ -61,8 +62,7 @@ def with_masks(case: Case, side: int = 110) -> Case:
         return codes.encode(masks) if len(boxes) else []
 
     own, found = drawn(objects.boxes), drawn(detections.boxes)
-    area = np.asarray(codes.area(found), float).reshape(-1)
-    return replace(objects, masks=own), replace(detections, masks=found, area=area), categories
+    return replace(objects, masks=own), replace(detections, masks=found, area=mask_areas(found)), categories
 
 
 @pytest.mark.parametrize("block", range(8))
@@ -161,7 +161,7 @@ def test_real_masks_equal_pycocotools(shared_data: Path) -> None:
         masks = [objects.masks[n] for n in chosen]
         found = Detections(
             objects.image[chosen], objects.category[chosen], objects.boxes[chosen],
-            np.asarray(codes.area(masks), float), rng.random(400).round(2), masks,
+            mask_areas(masks), rng.random(400).round(2), masks,
         )  # fmt: skip
         values = evaluate(objects, found, 80, "masks").values
         assert values == dict(detection_reference.evaluate(objects, found, 80, "masks"))

@@ -13,7 +13,7 @@ from harness.errors import DataError
 from tasks.data.coco import Box, Id, Instances, known, name_some, to_code
 from tasks.data.json_file import read_json
 from tasks.metrics.detection import Detections
-from tasks.metrics.overlap import mask_codes
+from tasks.metrics.overlap import mask_areas, mask_boxes
 
 EXPECTED = "a list of COCO results, each with image_id, category_id, score, and bbox or segmentation"
 ENOUGH = 10  # boxes from which their convention can be told
@@ -72,18 +72,18 @@ def mask_detections(results: Sequence[Result], instances: Instances) -> Detectio
     """Return the masks, with their own areas and boxes; None where not every result has one."""
     if not all(map(_has_mask, results)):
         return None
-    number, codes = instances.number(), mask_codes()
+    number = instances.number()
     masks = [
         to_code(result.segmentation, instances.images[number[str(result.image_id)]], f"entry {n}")
         for n, result in enumerate(results)
     ]
     try:
-        area, boxes = codes.area(masks), codes.toBbox(masks)
+        area, boxes = mask_areas(masks), mask_boxes(masks)
     except Exception as error:
         raise DataError(
             f"The masks are no run-length codes ({type(error).__name__}: {error}). Encode them anew."
         ) from error
-    return _detections(results, instances, np.asarray(boxes, np.float64), np.asarray(area, np.float64), masks)
+    return _detections(results, instances, boxes, area, masks)
 
 
 def _detections(results: Sequence[Result], instances: Instances, boxes: Any, area: Any, masks: Any) -> Detections:

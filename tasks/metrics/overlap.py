@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Integers = NDArray[np.int64]
 
 LEAST = 0.5  # below it nothing can match
+AT_ONCE = 60
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,24 @@ def mask_codes() -> Any:
     except ImportError as error:
         raise MissingPackage("pycocotools", "Reading masks as COCO codes them") from error
     return mask
+
+
+def mask_areas(masks: Sequence[Any]) -> NDArray[np.float64]:
+    """Return the areas (N,) of run-length codes, in pixels."""
+    return _in_parts(mask_codes().area, masks, ())
+
+
+def mask_boxes(masks: Sequence[Any]) -> NDArray[np.float64]:
+    """Return left, top, width and height (N, 4) of what run-length codes cover."""
+    return _in_parts(mask_codes().toBbox, masks, (4,))
+
+
+def _in_parts(function: Any, masks: Sequence[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Call a function of pycocotools, which counts masks in a byte, on a few at a time."""
+    found = np.zeros((len(masks), *shape))
+    for start in range(0, len(masks), AT_ONCE):
+        found[start : start + AT_ONCE] = function(list(masks[start : start + AT_ONCE]))
+    return found
 
 
 def _pairs(objects: Objects, detections: Detections, rows: Integers) -> tuple[Integers, Integers]:
