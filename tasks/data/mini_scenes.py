@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.metrics.overlap import mask_codes
+from tasks.metrics.overlap import draw_mask, mask_codes
 
 DIFFICULTY = 0.3
 NONE = -1
@@ -101,8 +101,7 @@ def draw_scene(seed: tuple[int, ...], difficulty: float = DIFFICULTY) -> Scene:
 def polygon_mask(polygon: Array, height: int, width: int) -> Flags:
     """Return the pixels (H, W) of a polygon, as pycocotools draws it."""
     codes = mask_codes()
-    drawn = codes.decode(codes.merge(codes.frPyObjects([polygon.ravel().tolist()], height, width)))
-    return np.asarray(drawn, bool)
+    return draw_mask(codes.merge(codes.frPyObjects([polygon.ravel().tolist()], height, width)))
 
 
 def _draw_grounds(rng: np.random.Generator, height: int, width: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -90,6 +91,14 @@ def mask_areas(masks: Sequence[Any]) -> NDArray[np.float64]:
 def mask_boxes(masks: Sequence[Any]) -> NDArray[np.float64]:
     """Return left, top, width and height (N, 4) of what run-length codes cover."""
     return _in_parts(mask_codes().toBbox, masks, (4,))
+
+
+def draw_mask(code: Any) -> NDArray[np.bool_]:
+    """Return the pixels (H, W) of a run-length code."""
+    with warnings.catch_warnings():
+        # Of numpy's, to whoever wrote pycocotools.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        return np.asarray(mask_codes().decode(code), bool)
 
 
 def _in_parts(function: Any, masks: Sequence[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
