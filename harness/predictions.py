@@ -71,6 +71,10 @@ def content_sha256(path: Path) -> str:
 
 def _reader(task_id: str, file: Path, data: Path | None, annotations: Path | None) -> tuple[str, ReadsPredictions]:
     """The task that reads a file, and its id: that which was asked for, or one that it hands the file on to."""
+    if ":" in task_id:
+        raise SetupError(
+            f"{task_id!r} says how a model is adapted, and none runs here: use {task_id.partition(':')[0]!r}."
+        )
     task = build_task(task_id, data, annotations=annotations)
     if not isinstance(task, ReadsPredictions):
         raise SetupError(f"The task {task_id!r} does not read predictions: give it a --model.")

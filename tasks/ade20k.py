@@ -164,6 +164,8 @@ def to_labels(output: Any, shape: tuple[int, ...]) -> Any:
     import torch
     from torch.nn import functional
 
+    from tasks.data.ade20k import CLASSES
+
     if isinstance(output, torch.Tensor) and output.ndim == 3 and output.is_floating_point():
         if not output.isfinite().all():
             raise ModelError("The segmenter returned logits that are NaN or infinite. Try --precision fp32.")
@@ -176,4 +178,7 @@ def to_labels(output: Any, shape: tuple[int, ...]) -> Any:
             f"The segmenter returned {labels.dtype} {labels.shape}; expected logits (classes, h, w), or whole numbers "
             f"{tuple(shape)}, the image's original size."
         )
+    if labels.size and not 0 <= labels.min() <= labels.max() < CLASSES:
+        wrong = labels.max() if labels.max() >= CLASSES else labels.min()
+        raise ModelError(f"The segmenter returned the label {wrong}; expected 0 to {CLASSES - 1}.")
     return labels.astype(np.uint8)

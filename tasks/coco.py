@@ -106,7 +106,8 @@ class Coco(Task):
         for start in track(range(0, len(chosen), setup.batch_size), "detect"):
             names = [images[number].file_name for number in chosen[start : start + setup.batch_size]]
             found += predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
-        return self._score(*to_detections(found, chosen), chosen, {"images": len(chosen)})
+        boxes, masks = to_detections(found, chosen, len(self.instances.categories))
+        return self._score(boxes, masks, chosen, {"images": len(chosen)})
 
     def belongs_to(self, file: Path) -> str | None:
         """Return the task of panoptic segments for a file of these."""
@@ -153,15 +154,18 @@ class Coco(Task):
         return Evaluation(tuple(measurements), {**details, **more}, Outcomes(columns, tuple(rows)))
 
 
-def to_detections(found: Sequence[Found], images: Sequence[int]) -> tuple[Detections, Detections | None]:
+def to_detections(
+    found: Sequence[Found], images: Sequence[int], categories: int
+) -> tuple[Detections, Detections | None]:
     """Return what a detector found, boxes and masks, as arrays.
 
     Args:
         found: one mapping an image, see `Coco`.
         images: the number of each image.
+        categories: how many there are.
 
     Raises:
-        ModelError: lengths that differ, or numbers that are not finite.
+        ModelError: lengths that differ, labels of no category, or numbers that are not finite.
     """
     import numpy as np
 
@@ -180,6 +184,9 @@ def to_detections(found: Sequence[Found], images: Sequence[int]) -> tuple[Detect
         )
     if not (np.isfinite(scores).all() and np.isfinite(corners).all()):
         raise ModelError("The detector returned boxes or scores that are NaN or infinite. Try --precision fp32.")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < categories:
+        wrong = labels[(labels < 0) | (labels >= categories)][0]
+        raise ModelError(f"The detector returned the label {wrong:.0f}; expected 0 to {categories - 1}.")
     boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
     made = Detections(
         np.repeat(np.asarray(images, np.int64), counts),

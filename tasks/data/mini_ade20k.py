@@ -70,11 +70,11 @@ def _write(folder: Path, counts: Mapping[str, int], seed: int, difficulty: float
         # Other scenes than those of the embedded COCO.
         scene = draw_scene((seed, 2 + number, image), difficulty)
         Image.fromarray(scene.picture).save(folder / "images" / split / f"{name}.jpg", quality=JPEG_QUALITY)
-        Image.fromarray(_labels(scene)).save(folder / "annotations" / split / f"{name}.png")
+        Image.fromarray(labels_of(scene)).save(folder / "annotations" / split / f"{name}.png")
 
 
-def _labels(scene: Scene) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The labels (H, W): the ground's, 0 where that is unclear, and those of what stands on it."""
+def labels_of(scene: Scene) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return the labels (H, W): the ground's, 0 where that is unclear, and those of what stands on it."""
     grounds = np.array([*(LABELS[name] for name in GROUNDS), OTHER])  # -1 is the last
     labels = grounds[scene.ground]
     for thing in scene.things:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.metrics.overlap import draw_mask, mask_codes
 
-DIFFICULTY = 0.3
+DIFFICULTY = 0.6
 NONE = -1
 
 Array = NDArray[np.float64]
