@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.record import Environment
 from harness.registry import ROOT
 
-PACKAGES = ("torch", "torchvision", "timm", "fvcore", "numpy", "pillow", "safetensors")
+PACKAGES = ("torch", "torchvision", "timm", "fvcore", "numpy", "pillow", "pycocotools", "safetensors")
 
 
 def environment(device: str) -> Environment:

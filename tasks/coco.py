@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import ModelError, SetupError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
-from harness.progress import track
+from harness.progress import say, track
 from harness.record import DataStamp, Setup
 from harness.registry import TASKS, Entry, Registry
 from harness.task import Task
@@ -124,6 +124,11 @@ class Coco(Task):
         from tasks.data.coco_results import box_detections, mask_detections, read_results
 
         results, details = read_results(file, self.instances)
+        if details["images_without_detections"]:
+            say(
+                f"{file.name} has nothing for {details['images_without_detections']} of {self.instances.stamp.size} "
+                f"images, such as {details['first_images_without_detections'][0]}: they count as without detections."
+            )
         boxes = box_detections(results, self.instances)
         masks = mask_detections(results, self.instances) if self.instances.has_masks else None
         origin = "the results' own" if any(result.bbox for result in results) else "those of the masks"

@@ -179,10 +179,10 @@ def test_two_thousand_images_are_counted_eight_times_as_fast() -> None:
     theirs = [as_mmseg(pair) for pair in pairs]
     seconds = np.zeros(2)
     for _ in range(50):
-        start = time.perf_counter()
+        start = time.process_time()
         measured(pairs)
-        between = time.perf_counter()
+        between = time.process_time()
         for pair in theirs:
             metric.intersect_and_union(*pair, 150, 255)
-        seconds += between - start, time.perf_counter() - between
+        seconds += between - start, time.process_time() - between
     assert seconds[1] > 8 * seconds[0], f"only {seconds[1] / seconds[0]:.1f} times as fast"

@@ -183,10 +183,10 @@ def test_five_thousand_images_are_evaluated_eight_times_as_fast() -> None:
     image = np.where(near, objects.image[source], rng.integers(0, images, found))
     category = np.where(near, objects.category[source], rng.integers(0, 80, found))
     detections = Detections(image, category, guesses, guesses[:, 2] * guesses[:, 3], rng.random(found).round(4))
-    clock = time.perf_counter()
+    clock = time.process_time()
     ours = evaluate(objects, detections, 80).values
-    between = time.perf_counter()
+    between = time.process_time()
     reference = detection_reference.evaluate(objects, detections, 80)
-    ratio = (time.perf_counter() - between) / (between - clock)
+    ratio = (time.process_time() - between) / (between - clock)
     assert dict(ours) == dict(reference)
     assert ratio > 8, f"only {ratio:.1f} times as fast"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness import run
 from tasks.metrics.panoptic import Counts, Segment, average, compare
 
 VOID, OTHER = 0, 60
@@ -164,6 +165,30 @@ def test_published_examples_give_their_numbers(name: str, shared_data: Path, tmp
     assert (quality.pq, quality.sq, quality.rq) == pytest.approx(case["expected"][:3], abs=5e-8)
     for got, expected in zip(("right", "missed", "wrong"), case["expected"][3:], strict=True):
         assert np.mean([getattr(counts, got) for counts in total.values()]) == pytest.approx(expected, abs=5e-8)
+
+
+@pytest.mark.parametrize("name", ["single_team", "bird_cat_team"])
+def test_published_examples_give_their_numbers_as_predictions(name: str, shared_data: Path, tmp_path: Path) -> None:
+    case = deeplab2_case(shared_data / "panoptic_eval" / "deeplab2_testdata", name)
+    content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
+    results: dict[str, Any] = {"annotations": []}
+    content["categories"] = [{"id": category, "name": str(category), "isthing": 1} for category in range(1, 7)]
+    for number, maps in enumerate(case["maps"]):
+        height, width = maps[0].shape
+        content["images"].append({"id": number, "file_name": f"{number}.jpg", "height": height, "width": width})
+        for into, folder, ids in zip((content, results), ("panoptic_own", "mine"), maps, strict=True):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_ids(tmp_path / folder / f"{number}.png", ids)
+            infos = [{"id": i, "category_id": i // case["many"]} for i in np.unique(ids).tolist() if i]
+            into["annotations"].append({"image_id": number, "file_name": f"{number}.png", "segments_info": infos})
+    (tmp_path / "panoptic_own.json").write_text(json.dumps(content))
+    (tmp_path / "mine.json").write_text(json.dumps(results))
+    truth, results_folder = tmp_path / "panoptic_own.json", tmp_path / "results"
+    (record,) = run(None, "coco", predictions=tmp_path / "mine.json", annotations=truth, results=results_folder)
+    assert record.task == "coco_panoptic"
+    values = record.values()
+    assert [values[key] for key in ("pq", "sq", "rq")] == pytest.approx(case["expected"][:3], abs=5e-8)
+    assert values["pq_stuff"] is None
 
 
 def deeplab2_case(folder: Path, name: str) -> dict[str, Any]:
