@@ -91,8 +91,8 @@ def run(
     """Evaluate models on tasks, and return the records; those that exist already are not measured again.
 
     Args:
-        model: one or several model ids, or a callable that returns an `nn.Module`; a callable runs in this process.
-            With predictions their name, by default that of the file.
+        model: one or several model ids, or a callable that returns an `nn.Module`, which runs in this process; with
+            predictions their name.
         task: one or several task ids.
         predictions: a file or folder of predictions to measure in place of a model.
         annotations: with predictions, the truth where it is not in the data root.
@@ -110,9 +110,7 @@ def run(
     """
     if predictions is not None or annotations is not None:
         _check_predictions(model, predictions, weights, options)
-        name = model if isinstance(model, str) or model is None else model[0]  # type: ignore[index]
-        tasks = [task] if isinstance(task, str) else list(task)
-        return _measure_predictions(predictions, tasks, name, annotations, data, Store(Path(results)), rerun)
+        return _measure_predictions(str(predictions), task, model, annotations, data, Store(Path(results)), rerun)
     if not model:
         raise SetupError("There is nothing to evaluate: give --model, or --predictions.")
     workers = min(8, cores()) if workers is None else workers
@@ -131,18 +129,20 @@ def run(
 
 
 def _measure_predictions(
-    file: str | Path | None,
-    tasks: Sequence[str],
-    name: str | None,
+    file: str,
+    task: str | Sequence[str],
+    name: Any,
     annotations: str | Path | None,
     data: str | Path | None,
     store: Store,
     rerun: bool,
 ) -> Records:
     """Measure predictions, and say what came of them."""
+    tasks = [task] if isinstance(task, str) else list(task)
+    model = name if name is None or isinstance(name, str) else name[0]
     truth, root = (Path(path) if path else None for path in (annotations, data))
     measured, skipped = measure_predictions(
-        Path(str(file)), tasks, store, model=name, annotations=truth, data=root, rerun=rerun
+        Path(file), tasks, store, model=model, annotations=truth, data=root, rerun=rerun
     )
     for record in measured:
         say(summary(record))

@@ -199,7 +199,7 @@ def once(path: Path, kind: str, ids: Any) -> None:
 
 def known(path: Path, kind: str, ids: Any, there: set[str]) -> None:
     """Raise DataError where an id is none of those there."""
-    unknown = {str(found): None for found in ids if str(found) not in there}
+    unknown = [found for found in dict.fromkeys(map(str, ids)) if found not in there]
     if unknown:
         raise DataError(
             f"{path.name} has {len(unknown)} {kind} ids that the annotations do not know: {name_some(unknown)}. "

@@ -49,7 +49,7 @@ def read_results(path: Path, instances: Instances) -> tuple[Sequence[Result], Ma
     _check_boxes(path, results, instances)
     seen = {str(result.image_id) for result in results}
     empty = [str(image.id) for image in instances.images if str(image.id) not in seen]
-    keys = {(str(r.image_id), r.category_id, r.score, r.bbox, bytes(r.segmentation)) for r in results}
+    keys = {hash((str(r.image_id), r.category_id, r.score, r.bbox, bytes(r.segmentation))) for r in results}
     return results, {
         "detections": len(results),
         "images_without_detections": len(empty),
