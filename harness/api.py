@@ -94,8 +94,8 @@ def run(
         model: one or several model ids, or a callable that returns an `nn.Module`, which runs in this process; with
             predictions their name.
         task: one or several task ids.
-        predictions: a file or folder of predictions to measure in place of a model.
-        annotations: with predictions, the truth where it is not in the data root.
+        predictions: a file or folder of these to measure in place of a model.
+        annotations: the truth for predictions, where it is not in the data root.
         weights: `random`, `pretrained`, `own`, or a file.
         data: root of the data sets; `BENCH_DATA` or `data` by default.
         results: where records go.
@@ -108,23 +108,19 @@ def run(
     Raises:
         BenchError: a request that cannot run; nothing has been measured then.
     """
-    if predictions is not None or annotations is not None:
-        _check_predictions(model, predictions, weights, options)
+    if predictions is not None or annotations is not None or not model:
+        _check_predictions(model, predictions, annotations, weights, options)
         return _measure_predictions(str(predictions), task, model, annotations, data, Store(Path(results)), rerun)
-    if not model:
-        raise SetupError("There is nothing to evaluate: give --model, or --predictions.")
     workers = min(8, cores()) if workers is None else workers
     setup, file = build_setup(weights, allow_partial, **options)
     if callable(model):
         model, executor = callable_id(model), "inline"
     models, tasks = ([value] if isinstance(value, str) else list(value) for value in (model, task))
+    root = Path(data) if data else None
     jobs = [
-        Job(
-            model=m, task=t, setup=setup, data=Path(data) if data else None, weights_file=file, workers=workers,
-            threads=threads,
-        )
+        Job(model=m, task=t, setup=setup, data=root, weights_file=file, workers=workers, threads=threads)
         for m, t in itertools.product(dict.fromkeys(models), dict.fromkeys(tasks))
-    ]  # fmt: skip
+    ]
     return run_jobs(jobs, Store(Path(results)), EXECUTORS[executor], rerun)
 
 
@@ -149,8 +145,12 @@ def _measure_predictions(
     return Records(tuple(measured), skipped)
 
 
-def _check_predictions(model: object, predictions: object, weights: object, options: Mapping[str, Any]) -> None:
+def _check_predictions(
+    model: object, predictions: object, annotations: object, weights: object, options: Mapping[str, Any]
+) -> None:
     """Refuse what only a model that runs can use."""
+    if predictions is None and annotations is None:
+        raise SetupError("There is nothing to evaluate: give --model, or --predictions.")
     if predictions is None:
         raise SetupError("--annotations replaces the truth for --predictions: give these too.")
     if model is not None and not isinstance(model, str) and (callable(model) or len(model) != 1):  # type: ignore[arg-type]
