@@ -173,12 +173,12 @@ def test_mmsegmentation_agrees_exactly() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_two_thousand_images_are_counted_eight_times_as_fast() -> None:
+def test_images_of_ade20ks_size_are_counted_eight_times_as_fast() -> None:
     metric = mmseg_metric()
     pairs = [patches(seed, (512, 683), cells=12) for seed in range(40)]
     theirs = [as_mmseg(pair) for pair in pairs]
     seconds = np.zeros(2)
-    for _ in range(50):
+    for _ in range(4):
         start = time.process_time()
         measured(pairs)
         between = time.process_time()

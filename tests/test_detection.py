@@ -169,6 +169,7 @@ def test_real_masks_equal_pycocotools(shared_data: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_five_thousand_images_are_evaluated_eight_times_as_fast() -> None:
     import time
 
