@@ -122,6 +122,14 @@ def test_a_crowd_excuses_any_number_of_detections_and_wants_none() -> None:
     assert evaluate(replace(objects, crowd=np.array([False, False])), found, 1).values["ap"] < 0.5
 
 
+def test_of_equal_overlaps_the_later_object_is_taken() -> None:
+    objects = one([[0, 0, 10, 10], [4, 0, 10, 10]])
+    found = one([[2, 0, 10, 10], [4, 0, 10, 10]], [0.9, 0.8])
+    values = evaluate(objects, found, 1).values
+    assert dict(values) == dict(detection_reference.evaluate(objects, found, 1))
+    assert values["ap50"] == pytest.approx(51 / 101), "the second detection finds its object taken"
+
+
 def test_only_the_hundred_best_of_an_image_and_category_count() -> None:
     objects = one([[0, 0, 50, 50]])
     found = one([[500, 500, 9, 9]] * 100 + [[0, 0, 50, 50]], [0.9] * 100 + [0.1])
