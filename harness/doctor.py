@@ -15,6 +15,7 @@ from harness.task import build_task
 OPTIONAL = (
     ("datasets", "datasets", "ImageNet from Hugging Face or parquet files"),
     ("scipy", "scipy", "the ImageNet devkit's own ground-truth list"),
+    ("faster-coco-eval", "faster_coco_eval", "a third opinion on average precision"),
     ("nvidia-ml-py", "pynvml", "clock, heat, company and energy of a GPU"),
     ("scikit-learn", "sklearn", "the reference tests"),
 )

@@ -16,7 +16,7 @@ from harness.journal import Journal
 from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
-from harness.record import DataStamp, Record, Setup, digest, record_name
+from harness.record import DataStamp, Provenance, Record, Setup, digest, record_name
 from harness.task import BatchTask, Task, build_task
 from harness.weights import load_weights, state_sha256
 
@@ -32,6 +32,7 @@ class Job:
         model: the model id as the user gave it.
         data: root of the data sets; None for the default.
         weights_file: where `setup.weights.source == "file"` is read from.
+        annotations: the truth in place of the data root's, for predictions.
         workers: processes that load data.
         threads: of torch; None leaves torch's choice.
     """
@@ -41,6 +42,7 @@ class Job:
     setup: Setup
     data: Path | None = None
     weights_file: Path | None = None
+    annotations: Path | None = None
     workers: int = 0
     threads: int | None = None
 
@@ -133,7 +135,13 @@ def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:
 
 
 def describe(
-    request: Request, setup: Setup, evaluation: Evaluation, error: str | None, started: datetime, seconds: float
+    request: Request,
+    setup: Setup,
+    evaluation: Evaluation,
+    error: str | None,
+    started: datetime,
+    seconds: float,
+    provenance: Provenance = "measured",
 ) -> Record:
     """Put together the record of a job that ran."""
     job = request.job
@@ -150,8 +158,8 @@ def describe(
         setup=setup,
         data=request.data,
         environment=environment(setup.device),
-        provenance="measured",
-        command=command(job),
+        provenance=provenance,
+        command=_predictions_command(job) if provenance == "predictions" else command(job),
         started_at=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
         details=dict(evaluation.details),
@@ -183,10 +191,17 @@ def choices(job: Job) -> list[str]:
     for name in ("image_size", "crop_pct", "crop_mode", "interpolation", "decoder", "mean", "std"):
         value = getattr(setup.preprocessing, name)
         if value is not None:
-            words += [
-                f"--{name.replace('_', '-')}",
-                ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
-            ]
+            words += [f"--{name.replace('_', '-')}", _text(value)]
     if setup.preprocessing.antialias is not None:
         words.append("--antialias" if setup.preprocessing.antialias else "--no-antialias")
     return words
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _predictions_command(job: Job) -> str:
+    """The command line that measures the same predictions, with files named without their folders."""
+    words = ["run_bench.py", "run", "--model", job.model, "--task", job.task, "--predictions", job.setup.weights.file]
+    return " ".join([*words, "--annotations", job.annotations.name] if job.annotations else words)

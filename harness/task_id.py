@@ -14,7 +14,7 @@ from harness.errors import SetupError, UnknownName
 from harness.registry import TASKS, Entry, Registry
 
 # What the harness itself gives a task; everything else that has a default is the user's to choose.
-GIVEN = frozenset({"data", "workers", "variant"})
+GIVEN = frozenset({"data", "workers", "variant", "annotations"})
 
 
 def resolve_task(task_id: str) -> tuple[Callable[..., Any], Entry[Any] | None]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from harness.errors import DataError
 from harness.registry import TASKS
 from tasks.classification import Classification
-from tasks.data.ground_truth import read_flat_folder
+from tasks.data.ground_truth import read_flat_folder, read_list
 from tasks.data.image_folder import folders_in, read_class_folders
 from tasks.data.labelled import LabelledImages, images_in
-from tasks.data.roots import data_root, find
+from tasks.data.roots import data_name, data_root, find
 from tasks.data.timm_reader import SPLITS, parquets_of, read_hugging_face, read_tars, tars_of
 
 FOLDERS = ("imagenet", "imagenet-1k", "imagenet1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
@@ -38,10 +38,12 @@ class ImageNet(Classification):
 
         An unpacked folder goes before the tar file that it came from.
         """
+        if self.annotations:
+            return read_list(self.annotations, class_ids(self.annotations.parent), "imagenet", split)
         if hub := self._on_hub():
             return read_hugging_face(hub, class_ids(Path()), "imagenet", split)
         home = self._home()
-        classes, name = class_ids(home), _name(home)
+        classes, name = class_ids(home), data_name(home, "imagenet")
         folder = next((home / word for word in (split, *SPLITS[split]) if (home / word).is_dir()), None)
         if folder and (found := _unpacked(folder, home, classes, name, split)):
             return found
@@ -59,7 +61,7 @@ class ImageNet(Classification):
         Raises:
             DataError: the file is something else.
         """
-        path = Path() if self._on_hub() else self._home() / "real.json"
+        path = Path() if self._on_hub() or self.annotations else self._home() / "real.json"
         if not path.is_file():
             return {}
         labels = _real_labels(path)
@@ -141,16 +143,3 @@ def _real_labels(path: Path) -> list[list[int]]:
 
 def _are_classes(found: object) -> bool:
     return isinstance(found, list) and all(type(label) is int and 0 <= label < 1000 for label in found)
-
-
-def _name(home: Path) -> str:
-    """`imagenet`, unless the folder's dataset.json gives the data another name."""
-    path = home / "dataset.json"
-    if not path.is_file():
-        return "imagenet"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{str(path)!r} does not name the data set: expected {{'name': ...}}. Mend it, or remove it."
-        ) from error

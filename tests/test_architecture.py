@@ -14,10 +14,11 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "cgroup",
     "nvml", "environment", "factory", "models", "weights", "features", "preprocessing", "device", "graphs", "observe",
-    "timing", "task_id", "task", "runner", "costs", "executors", "store", "api", "race", "leaderboard", "ranking",
-    "tables", "page", "budget", "compare", "gate", "gate_report", "baseline", "audit", "inspection", "submission",
-    "doctor", "breakdown", "reference", "scaling", "sweep", "plot", "options", "command", "cost_cli", "sweep_cli",
-    "compare_cli", "board_cli", "audit_cli", "cli",
+    "timing", "task_id", "task", "runner", "costs", "executors", "store", "predictions", "api", "race", "leaderboard",
+    "published", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report", "baseline", "audit", "inspection",
+    "toml_lines", "submission", "conformance", "isolation", "admission", "doctor", "breakdown", "reference", "scaling",
+    "sweep", "plot", "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "audit_cli",
+    "submit_cli", "cli",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import DataError, SetupError
-from tasks.data import mini
+from tasks.data import mini, publish
 
 Picture = tuple[np.ndarray, int]  # (H, W, 3) decoded pixels, size of the file in bytes
 FEW = {"train_per_class": 2, "val_per_class": 1}
@@ -94,10 +94,10 @@ def test_two_generators_at_once_agree(tmp_path: Path, monkeypatch: pytest.Monkey
     def overtake(folder: Path, *args: Any) -> None:
         monkeypatch.undo()
         mini.generate(tmp_path, train_per_class=1, val_per_class=1)
-        publish(folder, *args)
+        put(folder, *args)
 
-    publish = mini._publish
-    monkeypatch.setattr(mini, "_publish", overtake)
+    put = publish._put
+    monkeypatch.setattr(publish, "_put", overtake)
     folder = mini.generate(tmp_path, train_per_class=1, val_per_class=1)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 

@@ -9,9 +9,6 @@ pixels, clutter, grain) are drawn from the same distributions for every class, s
 from __future__ import annotations
 
 import io
-import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.errors import DataError, SetupError
+from harness.errors import SetupError
 from harness.progress import track
 from harness.registry import GENERATORS
+from tasks.data.publish import publish
 
 GENERATOR = 1  # to be raised whenever a pixel changes
 FOLDER = "imagenet"
@@ -294,16 +292,7 @@ def generate(
         )
     counts = (train_per_class, val_per_class)
     card = _card(counts, seed, difficulty)
-    folder = root / FOLDER
-    if folder.exists():
-        _check(folder, card, counts)
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".{FOLDER}-") as temporary:
-        unfinished = Path(temporary) / FOLDER
-        _write(unfinished, card, counts)
-        _publish(unfinished, folder, card, counts)
-    return folder
+    return publish(root / FOLDER, card, _files(counts), lambda folder: _write(folder, card, counts))
 
 
 def _card(counts: tuple[int, int], seed: int, difficulty: float) -> dict[str, Any]:
@@ -329,41 +318,15 @@ def _names(counts: tuple[int, int]) -> Iterator[tuple[int, int, int, str]]:
                 yield label, split, index, f"{SPLITS[split]}/{wnid}/{stem}.JPEG"
 
 
+def _files(counts: tuple[int, int]) -> list[str]:
+    return ["synsets.txt", *(name for *_, name in _names(counts))]
+
+
 def _write(folder: Path, card: dict[str, Any], counts: tuple[int, int]) -> None:
-    """Write the pictures, the class list and the card to a new folder."""
+    """Write the pictures and the class list to a new folder."""
     for label, split, index, name in track(list(_names(counts)), "draw pictures"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = draw(label, split, index, seed=card["seed"], difficulty=card["difficulty"])
         path.write_bytes(_jpeg(picture))
     (folder / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in CLASSES), encoding="utf-8")
-    (folder / "dataset.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-
-
-def _publish(unfinished: Path, folder: Path, card: dict[str, Any], counts: tuple[int, int]) -> None:
-    """Move a finished folder into place, or keep an equal one that another process put there meanwhile."""
-    try:
-        os.rename(unfinished, folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        _check(folder, card, counts)
-
-
-def _check(folder: Path, card: dict[str, Any], counts: tuple[int, int]) -> None:
-    """Raise DataError unless a folder is this data set, whole."""
-    advice = "Delete the folder, or choose another."
-    try:
-        found = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder} holds no readable dataset.json, so it was not made by this generator. {advice}"
-        ) from error
-    if found != card:
-        found = found if isinstance(found, dict) else {}
-        differing = ", ".join(f"{k}={found.get(k)!r} instead of {v!r}" for k, v in card.items() if found.get(k) != v)
-        raise DataError(f"{folder} was made with {differing or 'further parameters'}. {advice}")
-    names = ["synsets.txt", *(name for *_, name in _names(counts))]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise DataError(f"{folder} lacks {len(missing)} files, the first {missing[0]!r}. {advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -41,3 +42,20 @@ def find(names: tuple[str, ...], given: Path | None, expected: str, marks: tuple
     raise DataError(
         f"{names[0]} not found in {str(root / names[0])!r}: expected {expected}. Set {VARIABLE} or pass --data."
     )
+
+
+def data_name(home: Path, usual: str) -> str:
+    """Return the usual name of a data set, unless its folder's dataset.json gives it another.
+
+    Raises:
+        DataError: the file names nothing.
+    """
+    path = home / "dataset.json"
+    if not path.is_file():
+        return usual
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{str(path)!r} does not name the data set: expected {{'name': ...}}. Mend it, or remove it."
+        ) from error

@@ -59,7 +59,11 @@ class Accuracy:
             )
         measurements = [Measurement(TOP1, self._share(1))]
         if self._classes > 5:
-            measurements.append(Measurement(TOP5, self._share(5)))
+            measurements.append(
+                Measurement(TOP5, self._share(5))
+                if self._width == 5
+                else Measurement(TOP5, None, reason=f"only the {self._width} best classes of each image are known")
+            )
         if judged := [row for row in self.rows if self._real.get(str(row[0]))]:
             right = sum(row[2] in self._real[str(row[0])] for row in judged)
             measurements.append(Measurement(REAL, 100 * right / len(judged)))
@@ -68,8 +72,13 @@ class Accuracy:
             details["real_images"] = len(judged)
         if broken:
             details["not_finite_items"] = broken[:20]
-        columns = ("item", "target", *(f"top{place}" for place in range(1, min(5, self._classes) + 1)))
+        columns = ("item", "target", *(f"top{place}" for place in range(1, self._width + 1)))
         return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(self.rows)))
+
+    @property
+    def _width(self) -> int:
+        """How many classes of each image are known."""
+        return len(self.rows[0]) - 2
 
     def _share(self, k: int) -> float:
         """Percentage of images whose target is among the best k."""
