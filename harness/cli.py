@@ -1,4 +1,4 @@
-"""The command line: run, cost, race, sweep, list, board, compare, check, verify, rerun, data, schema, doctor.
+"""The command line: run, cost, race, sweep, list, board, compare, check, submit, verify, rerun, data, schema, doctor.
 
 Exit codes: 0 all went well; 1 some (model, task) pairs failed, and their records hold the error; 2 a mistake in what
 was asked, and nothing ran; 130 interrupted, and the same command goes on.
@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from harness import audit_cli, board_cli, compare_cli, cost_cli, options, sweep_cli
+from harness import audit_cli, board_cli, compare_cli, cost_cli, options, submit_cli, sweep_cli
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make the embedded data sets, and see which ones are found.")
 app.add_typer(data_app, name="data")
+app.add_typer(submit_cli.app, name="submit")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
 app.command("board")(board_cli.board)
@@ -37,6 +38,7 @@ app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)
 app.command("check")(compare_cli.check)
 app.command("compare")(compare_cli.compare)
+app.command("import-published")(submit_cli.import_published)
 
 
 @app.command(cls=ListCommand)

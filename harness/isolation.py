@@ -155,7 +155,14 @@ def _readable(more: Sequence[Path]) -> Iterator[Path]:
 
 def _bubblewrap(readable: Sequence[str], folder: Path) -> list[str]:
     """The words that put a command into bubblewrap."""
-    words = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    words = [
+        shutil.which("bwrap") or "bwrap",
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+    ]
     words += ["--proc", "/proc", "--dev", "/dev", "--chdir", str(folder)]
     for path in readable:
         if path.startswith("/dev/"):

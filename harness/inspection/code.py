@@ -76,9 +76,7 @@ def _bound(node: ast.stmt) -> Iterator[str]:
             yield from (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
 
 
-def _check_signature(
-    statements: Sequence[ast.stmt], name: str, entry: str, given: frozenset[str]
-) -> Iterator[Problem]:
+def _check_signature(statements: Sequence[ast.stmt], name: str, entry: str, given: frozenset[str]) -> Iterator[Problem]:
     """An entry is called with options by name alone."""
     for node in statements:
         if isinstance(node, ast.AsyncFunctionDef) and node.name == entry:

@@ -165,6 +165,4 @@ def _inspect_entry(model: ModelPart, kind: str, folder: Path) -> list[Problem]:
         return inspect_code(folder, file, name, given | ({"image_size"} if model.image_size else frozenset()))
     if kind == "checkpoint" and MODEL_ID.fullmatch(model.entry):
         return []
-    return [
-        Problem("entry", f"{model.entry[:90]!r} is no entry.", "Write FILE.py:NAME, with a file of the folder.")
-    ]
+    return [Problem("entry", f"{model.entry[:90]!r} is no entry.", "Write FILE.py:NAME, with a file of the folder.")]
