@@ -62,7 +62,7 @@ def confine(spec: Confinement) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (MOST_THREADS, MOST_THREADS))
         _prctl(PR_SET_NO_NEW_PRIVS, 1)
     os.chdir(spec.writable)
-    os.execv(spec.command[0], spec.command)
+    os.execv(spec.command[0], spec.command)  # noqa: S606
 
 
 def limit(largest_file: int) -> None:
@@ -88,7 +88,7 @@ def _enter(spec: Confinement) -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _build_root(spec)
     _read_only("/", unless=spec.writable)
-    _mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={SHARED_MEMORY}")
+    _mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={SHARED_MEMORY}")  # noqa: S108
     _drop_capabilities()
 
 

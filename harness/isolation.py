@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from harness.confine import Confinement
-from harness.errors import BenchError
 from harness.registry import ROOT
 
 if TYPE_CHECKING:
@@ -33,7 +32,8 @@ POLL = 0.1
 POLL_FOLDER = 1.0
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/sys")
 SETTINGS = (
-    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf", "passwd", "group", "alternatives", "OpenCL"
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf", "passwd", "group", "alternatives",
+    "OpenCL",
 )  # fmt: skip
 KEPT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 
@@ -87,7 +87,7 @@ def run(
     spec = _spec(command, folder.resolve(), readable, limits, way)
     words = [sys.executable, "-P", "-m", "harness.confine", msgspec.json.encode(spec).decode()]
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603
             words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=_environment(folder),
             start_new_session=True,
         )  # fmt: skip

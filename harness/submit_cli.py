@@ -90,6 +90,7 @@ def run(
     processes: Annotated[int, typer.Option(help="Processes at once.", min=1)] = 64,
     device: options.Device = None,
     limit: options.Limit = None,
+    rerun: options.Rerun = False,
     threads: options.Threads = None,
     json: JsonReport = False,
     quiet: options.Quiet = False,
@@ -115,7 +116,7 @@ def run(
     else:
         plan = make_plan(
             submission, path, tasks_of(submission, task, suite), results=place / "isolated", data=data, device=device,
-            limit=limit, threads=threads, seconds=time_limit,
+            limit=limit, threads=threads, seconds=time_limit, rerun=rerun,
         )  # fmt: skip
         limits = Limits(seconds=time_limit, memory_gib=memory, disk_gib=disk, processes=processes)
         report = evaluate(submission, path, plan, place, limits, _way(isolation))

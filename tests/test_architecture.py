@@ -15,8 +15,8 @@ ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "cgroup",
     "nvml", "environment", "factory", "models", "weights", "features", "preprocessing", "device", "graphs", "observe",
     "timing", "task_id", "task", "runner", "costs", "executors", "store", "predictions", "api", "race", "leaderboard",
-    "published", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report", "baseline", "audit", "inspection",
-    "confine", "isolation", "conformance", "submission", "doctor", "breakdown", "reference", "scaling",
+    "published", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report", "baseline", "audit",
+    "inspection", "confine", "isolation", "conformance", "submission", "doctor", "breakdown", "reference", "scaling",
     "sweep", "plot", "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "audit_cli",
     "submit_cli", "cli",
 )  # fmt: skip

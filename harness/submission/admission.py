@@ -40,10 +40,11 @@ def admit(folder: Path, place: Path, results: Store) -> list[Record]:
 
 def _check_names(records: list[Record], sha256: str, source: Store, results: Store) -> None:
     """Refuse to overwrite, and to show two submissions under one name."""
-    names = {record.model for record in records}
+    # Published figures stand beside a measured model, so that they have its name.
+    names = {record.model for record in records if record.provenance != "published"}
     for other in results.load():
         owner = other.details.get("submission", {})
-        if other.model in names and owner.get("sha256") != sha256:
+        if other.model in names and other.provenance != "published" and owner.get("sha256") != sha256:
             what = f"another submission (SHA-256 {owner['sha256'][:8]})" if owner else "a model that was not submitted"
             raise DuplicateName(f"{other.model!r} names {what} in {str(results.root)!r}: choose another name.")
     for record in records:

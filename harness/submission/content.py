@@ -16,6 +16,8 @@ from harness.submission.lines import Fault, Lines
 from harness.submission.manifest import About, ClaimPart, ModelPart, Submission
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+# A claim is about a model that may be on the boards, under the name that it has there.
+CLAIMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]{0,119}")
 CITATION = re.compile(r"(arXiv:\d{4}\.\d{4,5}(v\d+)?|doi:10\.\S+|https?://\S+)(?!\w).*")
 MODEL_ID = re.compile(r"(timm:)?[A-Za-z0-9][A-Za-z0-9_.-]*(\+[A-Za-z0-9_.-]+)*")
 METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,60}")
@@ -42,7 +44,7 @@ def check_content(submission: Submission, folder: Path, lines: Lines, links: boo
 
 
 def _check_about(about: About, lines: Lines) -> Iterator[Fault]:
-    if not NAME.fullmatch(about.name):
+    if not (CLAIMED if about.kind == "claim" else NAME).fullmatch(about.name):
         yield Fault(
             "name", lines.place("submission", "name"), f"The name {about.name[:90]!r} cannot be shown on boards.",
             "Use letters, digits, '.', '_' and '-', at most 80, a letter or digit first.",

@@ -17,7 +17,7 @@ from harness.inspection.files import MIB, inside, inspect_tree, printable
 from harness.isolation import Limits, Way
 from harness.metric import Metric
 from harness.published import published_record
-from harness.record import Record, content_sha256
+from harness.record import Record, content_sha256, slug
 from harness.store import Store, write_atomically
 from harness.submission.manifest import Submission
 from harness.submission.plan import Plan, expected_model, folder_sha256
@@ -56,7 +56,7 @@ def work_folder(work: Path, submission: Submission, folder: Path, sha256: str) -
     Raises:
         SetupError: that is inside the submission's own folder.
     """
-    place = (work / submission.submission.name / sha256[:8]).resolve()
+    place = (work / slug(submission.submission.name) / sha256[:8]).resolve()
     if place.is_relative_to(folder.resolve()):
         raise SetupError(f"--work {str(work)!r} is inside the submission: give a folder outside it.")
     return place

@@ -18,7 +18,7 @@ class About:
     """The table `[submission]`.
 
     Args:
-        name: as boards show it: letters, digits, `.`, `_` and `-`, at most 80.
+        name: as boards show it: letters, digits, `.`, `_` and `-`, at most 80; of a claim the model's name on boards.
         kind: `model` (a Python file), `checkpoint` (a model id or a Python file, with weights), `predictions`, `claim`.
         tasks: task ids to evaluate, such as `imagenet:knn`; one for predictions, none for a claim.
         authors: who made the model.

@@ -12,7 +12,7 @@ from harness.device import default_device
 from harness.errors import SetupError
 from harness.models import public_id
 from harness.registry import ROOT
-from harness.submission.manifest import Submission
+from harness.submission.manifest import ModelPart, Submission
 
 SUITES = {
     "quick": ("imagenet:knn", "cost"),
@@ -33,6 +33,7 @@ class Plan:
         results: where its records go.
         image_size: 0 for the model's own.
         seconds: that all may take.
+        rerun: measure again what has a record.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Plan:
     limit: int | None = None
     threads: int | None = None
     seconds: float = 0
+    rerun: bool = False
 
 
 def tasks_of(submission: Submission, tasks: Sequence[str] | None, suite: str | None) -> tuple[str, ...]:
@@ -80,6 +82,7 @@ def make_plan(
     limit: int | None,
     threads: int | None,
     seconds: float,
+    rerun: bool = False,
 ) -> Plan:
     """Return what is to be run for a submission; all places are absolute.
 
@@ -92,11 +95,11 @@ def make_plan(
             raise SetupError(f"There is no folder of data {str(root)!r}: give --data, or make some with `data mini`.")
         root = ROOT
     model, weights = model_of(submission, folder.resolve())
-    part = submission.model
-    chosen = {"image_size": part.image_size, "batch_size": part.batch_size, "precision": part.precision} if part else {}
+    part = submission.model or ModelPart(entry="")
     return Plan(
         model=model, weights=weights, tasks=tasks, data=str(root), results=str(results), limit=limit, threads=threads,
-        predictions=submission.predictions is not None, device=device or default_device(), seconds=seconds, **chosen,
+        predictions=submission.predictions is not None, device=device or default_device(), seconds=seconds,
+        image_size=part.image_size, batch_size=part.batch_size, precision=part.precision, rerun=rerun,
     )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""The isolated process: the conformance kit, then the evaluation. Run as `python -P -m harness.submission.worker PLAN`."""
+"""The isolated process: the conformance kit, then the evaluation.
+
+Run as `python -P -m harness.submission.worker PLAN`; what it prints goes to a log.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from harness.conformance import Check, Subject, blocking, examine
 from harness.device import place
 from harness.errors import BenchError
 from harness.predictions import measure_predictions
+from harness.progress import say
 from harness.runner import Job, prepare
 from harness.store import Store, write_atomically
 from harness.submission.plan import Plan
@@ -30,7 +34,9 @@ def work(plan: Plan) -> int:
     """
     store = Store(Path(plan.results))
     if plan.predictions:
-        measure_predictions(Path(plan.weights), plan.tasks, store, model=plan.model, data=Path(plan.data))
+        measure_predictions(
+            Path(plan.weights), plan.tasks, store, model=plan.model, data=Path(plan.data), rerun=plan.rerun
+        )
         return EXIT_DONE
     options: dict[str, Any] = {
         "batch_size": plan.batch_size, "precision": plan.precision, "device": plan.device, "limit": plan.limit,
@@ -39,13 +45,13 @@ def work(plan: Plan) -> int:
     checks = _conformance(plan, options)
     write_atomically(store.root / REPORT, msgspec.json.encode(checks))
     for check in checks:
-        print(check, flush=True)
+        say(str(check))
     if blocking(checks):
         return EXIT_REFUSED
     # This process is isolated already; loading data in others would only need more of what is watched.
     records = api.run(
         plan.model, plan.tasks, weights=plan.weights, data=plan.data, results=store.root, executor="inline", workers=0,
-        threads=plan.threads, **options,
+        threads=plan.threads, rerun=plan.rerun, **options,
     )  # fmt: skip
     return EXIT_FAILED if records.failed else EXIT_DONE
 
@@ -68,5 +74,5 @@ if __name__ == "__main__":
     try:
         sys.exit(work(msgspec.json.decode(sys.argv[1], type=Plan)))
     except BenchError as mistake:
-        print(f"Error: {mistake}", flush=True)
+        say(f"Error: {mistake}")
         sys.exit(EXIT_MISTAKE)
