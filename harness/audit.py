@@ -112,9 +112,7 @@ def job_of(record: Record, model: str = "", weights: Path | None = None, data: P
     )  # fmt: skip
     setup: Setup = replace(record.setup, weights=asked, preprocessing=Preprocessing(**chosen))
     threads = record.environment.threads if record.machine_bound and setup.device == "cpu" else None
-    return Job(
-        model=model or entry, task=record.task, setup=setup, data=data, weights_file=weights, threads=threads
-    )
+    return Job(model=model or entry, task=record.task, setup=setup, data=data, weights_file=weights, threads=threads)
 
 
 def repeat(job: Job, before: Record, source: Store, target: Store) -> tuple[Record, list[Finding], list[str]]:

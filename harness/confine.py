@@ -61,6 +61,8 @@ def confine(spec: Confinement) -> None:
         _enter(spec)
         resource.setrlimit(resource.RLIMIT_NPROC, (MOST_THREADS, MOST_THREADS))
         _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    else:
+        _supervise()
     os.chdir(spec.writable)
     os.execv(spec.command[0], spec.command)  # noqa: S606
 
@@ -74,6 +76,20 @@ def limit(largest_file: int) -> None:
     # Whatever a child leaves behind becomes a child of this process, so that it is found and ended.
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _supervise() -> None:
+    """Go on in a child; the process outside waits, and ends whatever the child leaves behind."""
+    child = os.fork()
+    if not child:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    while left := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        for one in left:
+            os.kill(int(one), signal.SIGKILL)
+            os.waitpid(int(one), 0)
+    sys.exit(code % 256)
 
 
 def _enter(spec: Confinement) -> None:

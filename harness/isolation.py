@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -171,7 +172,7 @@ def _bubblewrap(readable: Sequence[str], folder: Path) -> list[str]:
             words += ["--symlink", os.readlink(path), path]
         else:
             words += ["--ro-bind", path, path]
-    return [*words, "--bind", str(folder), str(folder), "--"]
+    return [*words, "--bind", str(folder), str(folder), "--remount-ro", "/", "--"]
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -235,19 +236,30 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command with all its processes: the first one stays to the last, since it inherits the others."""
+    """End a command with all its processes: the first one is held, and stays to the last, since it inherits others."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGSTOP)
+    while others := _alive(process.pid):
+        for one in others:
+            with suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+
+def _alive(pid: int) -> list[int]:
+    """What came of a process and has not ended; it may have ended without anybody having asked."""
     import psutil
 
-    while process.poll() is None:
-        others = [one for one in _tree(process.pid) if one.pid != process.pid]
-        for one in others or [psutil.Process(process.pid)]:
-            try:
-                one.kill()
-            except psutil.NoSuchProcess:
-                continue
-        if not others:
-            process.wait()
-        time.sleep(0.01)
+    found = []
+    for one in _tree(pid)[1:]:
+        try:
+            found += [one.pid] if one.status() != psutil.STATUS_ZOMBIE else []
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 def _size(folder: Path) -> int:
