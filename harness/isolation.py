@@ -212,16 +212,29 @@ def _too_much(pid: int, limits: Limits) -> str:
     """Why a tree of processes has to be stopped now; empty where it need not."""
     import psutil
 
-    memory = count = 0
-    for process in _tree(pid):
+    memory, count, tree = 0, 0, _tree(pid)
+    for process in tree:
         try:
             memory += process.memory_info().rss
             count += 1
         except psutil.NoSuchProcess:
             continue
-    if memory > limits.memory_gib * GIB:
+    # Forked processes share pages, which the quick sum counts several times.
+    if memory > limits.memory_gib * GIB and (memory := sum(map(_proportional, tree))) > limits.memory_gib * GIB:
         return f"it used {memory / GIB:.1f} GiB of memory; the limit is {limits.memory_gib:g} GiB"
     return f"it had {count} processes at once; the limit is {limits.processes}" if count > limits.processes else ""
+
+
+def _proportional(process: psutil.Process) -> int:
+    """Bytes of a process, each page shared among those that have it; all of them where the system does not tell."""
+    import psutil
+
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.NoSuchProcess:
+        return 0
+    except psutil.AccessDenied:
+        return int(process.memory_info().rss)
 
 
 def _tree(pid: int) -> list[psutil.Process]:

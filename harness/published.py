@@ -99,8 +99,8 @@ def _read_table(text: str, origin: str) -> tuple[list[Record], list[str]]:
 class _Variant(msgspec.Struct):
     name: str
     source: str
-    params_m: float | None = None
-    flops_g: float | None = None
+    params_m: Any = None
+    flops_g: Any = None
     input: Any = None
     metrics: dict[str, Any] = {}
 
@@ -119,8 +119,8 @@ def _read_system(text: str, origin: str) -> tuple[list[Record], list[str]]:
     records, passed_over = [], set()
     for one in system.variants:
         figures = {**one.metrics, "params_m": one.params_m, "flops_g": one.flops_g}
-        passed_over |= {name for name, value in figures.items() if name not in SYSTEM and value is not None}
-        values = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        values = {name: value for name, value in figures.items() if type(value) in (int, float) and name in SYSTEM}
+        passed_over |= {name for name, value in figures.items() if value is not None and name not in values}
         size = one.input if isinstance(one.input, int) else None
         records += _by_task(one.name, values, SYSTEM, f"{system.title}: {one.source}", size)
     return records, sorted(passed_over)

@@ -102,8 +102,7 @@ def run(
     set_quiet(quiet or json)
     submission = _without_faults(path)
     from harness.isolation import Limits
-    from harness.store import Store
-    from harness.submission.evaluation import as_mapping, claims, evaluate, keep, preview, work_folder
+    from harness.submission.evaluation import claims, evaluate, keep, work_folder
     from harness.submission.plan import folder_sha256, make_plan, needs_trust, tasks_of
 
     if needs_trust(submission) and not trust_code:
@@ -121,11 +120,7 @@ def run(
         limits = Limits(seconds=time_limit, memory_gib=memory, disk_gib=disk, processes=processes)
         report = evaluate(submission, path, plan, place, limits, _way(isolation))
     keep(report, place)
-    if json:
-        print(json_format.dumps(as_mapping(report), indent=1))
-    else:
-        _print_report(report, place)
-        print(preview(Store(results), place, report))
+    _print_report(report, place, results, json)
     if report.failure:
         raise typer.Exit(EXIT_FAULTS)
 
@@ -206,11 +201,19 @@ def _way(chosen: str | None) -> Way:
     return way
 
 
-def _print_report(report: Report, place: Path) -> None:
-    """Say what was checked, how it was isolated, and what went wrong."""
+def _print_report(report: Report, place: Path, results: Path, json: bool) -> None:
+    """Say what was checked, how it was isolated, what went wrong, and which rows the submission would have."""
+    from harness.inspection.files import printable
+    from harness.store import Store
+    from harness.submission.evaluation import as_mapping, preview
+
+    if json:
+        print(json_format.dumps(as_mapping(report), indent=1))
+        return
     for check in report.checks:
-        print(check)
+        print(printable(str(check)))
     if report.way:
         print(f"Isolated by {report.way}." + "".join(f" Not had: {what}." for what in report.lacks))
     if report.failure:
         print(f"Failed. {report.failure} The log: {place / 'log.txt'}")
+    print(preview(Store(results), place, report))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from fake_records import accuracy
-from submissions import CANARY, CLAIM, MODEL, PREDICTIONS, put
+from submissions import CANARY, CHECKPOINT, CLAIM, MODEL, PREDICTIONS, put
 from typer.testing import CliRunner
 
 from harness import isolation
@@ -24,7 +24,7 @@ from harness.errors import BenchError, DuplicateName, RecordError
 from harness.isolation import Ended, Limits
 from harness.store import Store
 from harness.submission.admission import admit
-from harness.submission.evaluation import Report, evaluate, keep
+from harness.submission.evaluation import Report, evaluate, keep, preview
 from harness.submission.plan import folder_sha256, make_plan
 from harness.submission.read import read
 from harness.submission.template import NETS
@@ -180,7 +180,8 @@ def test_records_get_the_submission_s_name(tmp_path: Path, monkeypatch: pytest.M
     (lambda store: store.save(accuracy("another", task="imagenet:knn")), 0, "There is no record of imagenet:knn."),
     (lambda store: store.save(accuracy("nets.py:net", task="imagenet")), 0, "There is no record of imagenet:knn."),
     (lambda store: None, 9, r"ended with 9: a line / \x1b[2Jthe last line"),
-    (lambda store: (store.root / "conformance.json").write_text("["), 0, "There is no record"),
+    (lambda store: (store.root / "conformance.json").write_text("["), 0,
+     "It breaks the contract of models: report."),
     (lambda store: (store.root / "conformance.json").write_text('[{"name":"a","passed":false,"message":"b"}]'), 3,
      "It breaks the contract of models: a."),
 ])  # fmt: skip
@@ -190,6 +191,30 @@ def test_what_is_left_is_not_believed(
     report = outcome(tmp_path, monkeypatch, leave, code)
     assert said in report.failure
     assert report.records == ()
+
+
+def test_a_checkpoint_of_a_known_model_needs_no_trust(tmp_path: Path) -> None:
+    import timm
+    import torch
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    torch.save(timm.create_model("test_vit").state_dict(), folder / "weights.pt")
+    put(folder, CHECKPOINT.replace("resnet18", "test_vit").replace('["cost"]', '["cost:parameters"]'))
+    done = invoke("run", folder, "--work", tmp_path / "work", "--results", tmp_path / "results", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [check["passed"] for check in report["checks"]][:4] == [True] * 4
+    (record,) = [one for path in (tmp_path / "work").rglob("records") for one in Store(path.parent).load()][:1]
+    assert record.setup.weights.file == "weights.pt"
+    assert record.values()["parameters"] == pytest.approx(0.371, abs=0.01)
+
+
+def test_what_a_record_says_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    hostile = accuracy("mine", error="\x1b[2J<script>|", measurements=())
+    name = Store(tmp_path / "work").save(hostile).name
+    text = preview(Store(tmp_path / "results"), tmp_path / "work", Report(sha256="", records=(name,)))
+    assert text == "Not ranked: imagenet: \\x1b\\[2J&lt;script&gt;\\|"
 
 
 # Admission
@@ -246,7 +271,9 @@ def test_other_content_of_the_same_record_is_refused(ran: tuple[Path, Path, Stor
 
 HARM = {
     "an endless loop": ("while True: pass", "It was stopped: it ran for more than"),
-    "a memory hog": ("kept = [bytearray(10**8) for _ in range(40)]\nimport time; time.sleep(30)", "GiB of memory; the limit"),
+    "a memory hog": (
+        "import time\nkept = [bytearray(10**8) for _ in range(40)]\ntime.sleep(30)", "GiB of memory; the limit",
+    ),
     "a fork bomb": (
         "import os, time\nfor _ in range(60):\n    if os.fork() == 0: time.sleep(40); os._exit(0)\ntime.sleep(40)",
         "processes at once; the limit is",
@@ -266,7 +293,7 @@ def test_trusted_code_that_does_harm_is_stopped(name: str, tmp_path: Path) -> No
     folder.mkdir()
     toml = MODEL.replace('"imagenet:knn", ', "")
     put(folder, toml, nets_py=code.format(canary=str(tmp_path / CANARY)) + "\n" + NETS.replace("my_net", "net"))
-    words = ("--work", tmp_path / "work", "--results", tmp_path / "results", "--time-limit", 20, "--memory", 1.5)
+    words = ("--work", tmp_path / "work", "--results", tmp_path / "results", "--time-limit", 12, "--memory", 1.5)
     done = invoke("run", folder, "--trust-code", "--data", tmp_path, "--processes", 12, *words, "--json")
     assert done.exit_code == 1
     report = json.loads(done.stdout)

@@ -229,7 +229,8 @@ def preview(results: Store, place: Path, report: Report) -> str:
         for item in mine_out
         if item.record.provenance != "published"
     ]
-    return "\n\n".join(parts)
+    # Records hold text of the submission, which a terminal must not obey.
+    return "\n".join(map(printable, "\n\n".join(parts).split("\n")))
 
 
 def as_mapping(report: Report) -> Mapping[str, Any]:
