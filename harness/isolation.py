@@ -151,7 +151,9 @@ def _readable(more: Sequence[Path]) -> Iterator[Path]:
             yield path.absolute()
     for path in more:
         if path.is_dir():
-            yield from (entry.resolve() for entry in path.iterdir() if entry.is_symlink() and entry.exists())
+            for pattern in ("*", "*/*"):
+                # Data sets are often links, as are their splits.
+                yield from (entry.resolve() for entry in path.glob(pattern) if entry.is_symlink() and entry.exists())
 
 
 def _bubblewrap(readable: Sequence[str], folder: Path) -> list[str]:

@@ -12,7 +12,9 @@ from fake_records import GMACS, PARAMETERS, TOP1, accuracy, cost
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.compare import compare
 from harness.errors import DataError
+from harness.gate import Policy, judge
 from harness.leaderboard import make_boards, why_unranked
 from harness.page import payload
 from harness.published import beside, card_records, published_record, read_published
@@ -30,7 +32,7 @@ SYSTEM = {
             "name": "Net-T", "source": "README table", "params_m": 28, "flops_g": None, "input": 224,
             "metrics": {"imagenet_top1": 81.2, "imagenet_top5": None, "fps": 30.0, "seen": "x", "pq": None},
         },
-        {"name": "Net-X", "source": "paper", "params_m": None, "flops_g": [3, 4], "input": "256 (latent)", "metrics": {}},
+        {"name": "Net-X", "source": "paper", "params_m": None, "flops_g": [3], "input": "256 (latent)", "metrics": {}},
     ],
 }  # fmt: skip
 
@@ -104,6 +106,15 @@ def test_it_never_ranks_and_changes_no_board() -> None:
     record = published("z", 99.9)
     assert why_unranked(record) == "published, not measured: arXiv:1, Table 1"
     assert make_boards([accuracy("a"), record])[0] == make_boards([accuracy("a")])[0]
+
+
+def test_it_is_nothing_to_compare_and_no_cell_of_a_gate(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for record in (accuracy("a"), accuracy("b"), published("a", 1.0), published("a", 2.0), published("b", 1.0)):
+        store.save(record)
+    assert [one.first for one in compare(store, "a", "b")[0]] == [70.0]
+    findings = judge(store.load(), store.load(), Policy(), (store, store))
+    assert [one.cell for one in findings] == [(name, "imagenet", "top1") for name in ("a", "b")]
 
 
 def test_pages_show_it_in_a_section_of_its_own() -> None:

@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 
 from harness import isolation
 from harness.cli import app
-from harness.errors import BenchError, DuplicateName, RecordError
+from harness.errors import BenchError, DuplicateName, RecordError, SetupError
 from harness.isolation import Ended, Limits
 from harness.store import Store
 from harness.submission.admission import admit
 from harness.submission.evaluation import Report, evaluate, keep, preview
-from harness.submission.plan import folder_sha256, make_plan
+from harness.submission.plan import SUITES, folder_sha256, make_plan, tasks_of
 from harness.submission.read import read
 from harness.submission.template import NETS
 
@@ -69,6 +69,27 @@ def test_the_guide_can_be_followed_word_for_word(tmp_path: Path) -> None:
         "my-model", "nets.py:my_net", folder_sha256(clone / "my_net"),
     )  # fmt: skip
     assert record.details["isolation"]["way"] == isolation.best_way()
+
+
+def test_tasks_are_those_asked_for_or_named_or_of_a_suite(tmp_path: Path) -> None:
+    put(tmp_path, MODEL, nets_py=NETS.replace("my_net", "net"))
+    submission, _ = read(tmp_path)
+    assert submission is not None
+    assert tasks_of(submission, None, None) == ("imagenet:knn", "cost")
+    assert tasks_of(submission, ["cost", "cost"], None) == ("cost",)
+    for suite in SUITES:
+        assert tasks_of(submission, None, suite)
+    with pytest.raises(SetupError, match="There is no suite 'all'"):
+        tasks_of(submission, None, "all")
+    with pytest.raises(SetupError, match="give one of them"):
+        tasks_of(submission, ["cost"], "quick")
+
+
+def test_work_is_not_done_in_the_submission(tmp_path: Path) -> None:
+    put(tmp_path, CLAIM)
+    done = invoke("run", tmp_path, "--work", tmp_path / "work")
+    assert "is inside the submission" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["submission.toml"]
 
 
 def test_code_does_not_run_without_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
