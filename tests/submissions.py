@@ -140,6 +140,13 @@ def linked(target: str, name: str = "nets.py") -> Callable[[Path], None]:
     return make
 
 
+def behind(folder: Path) -> None:
+    """A model in a folder that is a link to the folder outside."""
+    put(folder, MODEL.replace("nets.py", "sub/outside.py"))
+    (folder.parent / "outside.py").write_text(NET)
+    (folder / "sub").symlink_to(folder.parent)
+
+
 def pipe(folder: Path) -> None:
     """A pipe in place of the code: whoever opens it waits for ever."""
     put(folder, MODEL)
@@ -213,8 +220,15 @@ BROKEN: dict[str, Case] = {
 }  # fmt: skip
 
 HOSTILE: dict[str, Case] = {
-    "the code is a link outside": Case(linked("/etc/passwd"), "link"),
-    "a link that runs in a circle": Case(linked("nets.py"), "link"),
+    "the code is a link outside": Case(linked("/etc/passwd"), "link", "submission.toml:6"),
+    "a link that runs in a circle": Case(linked("nets.py"), "link", "submission.toml:6"),
+    "code behind a link": Case(behind, "link", "submission.toml:6"),
+    "a link beside a good model": Case(
+        lambda folder: (put(folder, MODEL, nets_py=NET), (folder / "b").symlink_to("/etc")), "link", "."
+    ),
+    "a compressed checkpoint": Case(
+        weights(archive(b"\x80\x02}.", kind=zipfile.ZIP_DEFLATED)), "archive", "submission.toml:7"
+    ),
     "the manifest is a link": Case(lambda folder: (folder / "submission.toml").symlink_to("/etc/passwd"), "link"),
     "an absolute path": Case(model(("nets.py:net", "/etc/nets.py:net")), "path", "submission.toml:6"),
     "a path with ..": Case(model(("nets.py:net", "../outside.py:net")), "path", "submission.toml:6"),

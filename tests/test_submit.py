@@ -22,6 +22,7 @@ from harness import isolation
 from harness.cli import app
 from harness.errors import BenchError, DuplicateName, RecordError, SetupError
 from harness.isolation import Ended, Limits
+from harness.progress import QUIET
 from harness.store import Store
 from harness.submission.admission import admit
 from harness.submission.evaluation import Report, evaluate, keep, preview
@@ -31,6 +32,12 @@ from harness.submission.template import NETS
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "submit.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_here_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--quiet` and `--json` set a variable for worker processes, which other tests must not find."""
+    monkeypatch.setenv(QUIET, "")
 
 
 def invoke(*words: object) -> Any:
