@@ -53,6 +53,7 @@ def test_the_guide_shows_the_model_that_init_writes() -> None:
     assert re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) == [NETS]
 
 
+@pytest.mark.slow
 def test_the_guide_can_be_followed_word_for_word(tmp_path: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
