@@ -168,7 +168,15 @@ def growth_mib(name: str, mode: str) -> float:
 # 16,384 x 16,384 numbers in single precision.
 ONE_MATRIX_MIB = 1024
 # Attend to all tokens or to a fixed share of them: no matrix either, but minutes of work.
-QUADRATIC = ("conv_projection", "gated_positional", "multi_scale_fusion", "polyline_path", "self_guided", "softmax", "token_aware")
+QUADRATIC = (
+    "conv_projection",
+    "gated_positional",
+    "multi_scale_fusion",
+    "polyline_path",
+    "self_guided",
+    "softmax",
+    "token_aware",
+)
 
 
 @pytest.mark.slow

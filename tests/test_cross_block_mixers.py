@@ -44,9 +44,7 @@ def beside(mixer: nn.Module, tokens: Tensor, grid: Pair) -> Tensor:
     """Return the 3x3 convolution of projected tokens, as a sum of shifted maps."""
     maps = nn.functional.pad(mixer.lepe_linear(tokens).reshape(len(tokens), *grid, DIM), (0, 0, 1, 1, 1, 1))
     weight = mixer.lepe_conv.weight
-    shifted = [
-        maps[:, i : i + grid[0], j : j + grid[1]] * weight[:, 0, i, j] for i in range(3) for j in range(3)
-    ]
+    shifted = [maps[:, i : i + grid[0], j : j + grid[1]] * weight[:, 0, i, j] for i in range(3) for j in range(3)]
     return (torch.stack(shifted).sum(dim=0) + mixer.lepe_conv.bias).flatten(1, 2)
 
 

@@ -64,7 +64,7 @@ class MultiScaleFusion(nn.Module):
         height, width = grid
         rows = resized(self.rows, (height, height))
         columns = resized(self.columns, (half(width), width))
-        positions = self.positions
+        positions: Tensor = self.positions
         if positions.shape[1:] != (height, half(width)):
             positions = F.interpolate(positions.float().unsqueeze(0), size=(height, half(width)), mode="bilinear")[0]
         narrow = to_map(tokens, grid) @ columns.to(tokens.dtype).mT  # (B, C, h, w / 2)
@@ -111,7 +111,7 @@ def macs(site: AttentionSite) -> int:
     AttentionCard(
         title="MAFormer: A Transformer Network with Multi-scale Attention Fusion for Visual Recognition",
         paper="arXiv:2209.01620",
-        source="abstract; equations as restated in U-MAFT, GeoInformatica 30:10, section 3.3; there is no official code",
+        source="abstract; equations as restated in U-MAFT, GeoInformatica 30:10, section 3.3; no official code",
         equation="softmax(Q K^T / sqrt(d)) V, Q of windowed attention, K and V of P + FC(X) with half the tokens",
         parameters=parameters,
         macs=macs,

@@ -83,7 +83,12 @@ class WholePolylineAttention(PolylineAttention):
         rows = max(1, HELD // (heads * width * height * width))
         again = rows < height and torch.is_grad_enabled()
         run = partial(checkpoint, attend, use_reentrant=False) if again else attend
-        parts = zip(torch.split(query, rows * width, dim=2), right.split(rows, dim=2), down.split(rows, dim=2), strict=True)
+        parts = zip(
+            torch.split(query, rows * width, dim=2),
+            torch.split(right, rows, dim=2),
+            torch.split(down, rows, dim=2),
+            strict=True,
+        )
         return torch.cat([run(*part, key, value, right, down) for part in parts], dim=2)
 
 
@@ -122,14 +127,14 @@ def attend(
     """
     scores = query * query.shape[-1] ** -0.5 @ key.mT
     # Axes: B, heads, row and column of the query, row and column of the key.
-    along = between(right)[:, :, :, :, None] + -(down[:, :, :, None, None] - all_down[:, :, None, None]).abs()
-    other = between(all_right).transpose(2, 3)[:, :, None] + -(
-        down[:, :, :, :, None, None] - all_down.mT[:, :, None, :, :, None]
-    ).abs()
+    along = between(right)[:, :, :, :, None] - (down[:, :, :, None, None] - all_down[:, :, None, None]).abs()
+    back = (down[:, :, :, :, None, None] - all_down.mT[:, :, None, :, :, None]).abs()
+    other = between(all_right).transpose(2, 3)[:, :, None] - back
     first, second = (
         (scores + mask.flatten(4, 5).flatten(2, 3).to(scores.dtype)).softmax(dim=-1) for mask in (along, other)
     )
-    return (first + second) / 2 @ value
+    mixed: Tensor = (first + second) / 2 @ value
+    return mixed
 
 
 def rotate(heads: Tensor) -> Tensor:
@@ -203,7 +208,7 @@ def polyline_path(site: AttentionSite) -> nn.Module:
         title=TITLE,
         paper=PAPER,
         source="section 3, criss-cross form; MambaAttentionChunkDouble of the official code",
-        equation="(A_column A_row + A_row A_column) V / 2 + DWConv5x5(V), A = softmax(Q K^T / sqrt(d) + log D) on a line",
+        equation="(A_column A_row + A_row A_column) V / 2 + DWConv5x5(V), A = softmax(Q K^T / sqrt(d) + log D)",
         parameters=parameters,
         macs=criss_cross_macs,
         notes=f"{NOTES}; the official code has this form in the first three stages, in PPMA-T in the first two",

@@ -125,7 +125,8 @@ class SelfGuidedAttention(ScaledAttention):
         width = site.dim // site.heads
         self.q = linear(site.dim, site.dim)
         self.kv1, self.kv2 = (linear(site.dim, 2 * heads * width) for heads in self.parts)
-        self.groups = nn.ModuleList(linear(size, 1) for size in GROUPS[ratio_at(site)])
+        self.sizes = GROUPS[ratio_at(site)]
+        self.groups = nn.ModuleList(linear(size, 1) for size in self.sizes)
 
     def mix(self, tokens: Tensor, context: AttentionContext) -> Tensor:
         """Return attention (B, h * w, C) guided by the memory, which is used up; without one all tokens are alike."""
@@ -137,9 +138,7 @@ class SelfGuidedAttention(ScaledAttention):
         maps = torch.unflatten(tokens, 1, context.grid)
         (query,) = split_heads(self.q(tokens), self.heads)
         rows = split_heads(self.kv1(self._compress(maps, significance)), self.parts[0], parts=2)
-        columns = split_heads(
-            self.kv2(self._compress(maps.transpose(1, 2), significance.mT)), self.parts[1], parts=2
-        )
+        columns = split_heads(self.kv2(self._compress(maps.transpose(1, 2), significance.mT)), self.parts[1], parts=2)
         key, value = (torch.cat(part, dim=1) for part in zip(rows, columns, strict=True))
         return merge_heads(F.scaled_dot_product_attention(query, key, value))
 
@@ -147,12 +146,12 @@ class SelfGuidedAttention(ScaledAttention):
         """Return keys (B, n, C) of maps (B, h, w, C) that are sorted by a significance (B, h, w)."""
         order = significance.flatten(1).argsort(dim=1, stable=True)
         tokens = maps.flatten(1, 2).gather(1, order.unsqueeze(2).expand(-1, -1, maps.shape[3]))
-        shares = tokens.split(shares_of(tokens.shape[1], len(self.groups)), dim=1)
+        shares = torch.split(tokens, shares_of(tokens.shape[1], len(self.groups)), dim=1)
         keys = []
-        for share, group in zip(shares, self.groups, strict=True):
+        for share, group, size in zip(shares, self.groups, self.sizes, strict=True):
             if share.shape[1]:
-                filled = F.pad(share, (0, 0, 0, -share.shape[1] % group.in_features))
-                keys.append(group(torch.unflatten(filled, 1, (-1, group.in_features)).mT).squeeze(3))
+                filled = F.pad(share, (0, 0, 0, -share.shape[1] % size))
+                keys.append(group(torch.unflatten(filled, 1, (-1, size)).mT).squeeze(3))
         return torch.cat(keys, dim=1)
 
 

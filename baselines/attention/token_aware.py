@@ -37,7 +37,7 @@ class TokenAwarePooling(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Return maps (B, C, h, w) pooled as far as suits each token."""
         weights = self.weigh(maps).softmax(dim=1).unsqueeze(2).unbind(dim=1)
-        pooled = weights[0] * maps
+        pooled: Tensor = weights[0] * maps
         for dilation in range(1, SCALES):
             pooled = pooled + weights[dilation] * mean_around(maps, dilation)
         return pooled
@@ -79,11 +79,10 @@ def mean_around(maps: Tensor, dilation: int) -> Tensor:
     """Return the means of 3x3 tokens that lie a dilation apart; those beyond the edge are zero and count."""
     height, width = maps.shape[2:]
     padded = F.pad(maps, [dilation] * 4)
-    rows = sum(padded[:, :, step * dilation :][:, :, :height] for step in range(3))
-    assert isinstance(rows, Tensor)
-    columns = sum(rows[:, :, :, step * dilation :][:, :, :, :width] for step in range(3))
-    assert isinstance(columns, Tensor)
-    return columns / 9
+    above, level, below = (padded[:, :, step * dilation :][:, :, :height] for step in range(3))
+    rows = above + level + below
+    left, middle, right = (rows[:, :, :, step * dilation :][:, :, :, :width] for step in range(3))
+    return (left + middle + right) / 9
 
 
 def similarity(weights: Tensor) -> Tensor:
