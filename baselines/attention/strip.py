@@ -87,7 +87,8 @@ def macs(site: AttentionSite) -> int:
         macs=macs,
         notes="a reconstruction, not checked against any code: ratios 8, 4, 2, 1 at strides 4, 8, 16, 32 by a "
         "convolution and a LayerNorm, and d' a quarter of a head, are this project's choice. The local modules of "
-        "S2AFormer's block are left out",
+        "S2AFormer's block are left out. Kernels that need queries and values of one width do not serve, so that on a "
+        "CPU the N x n map is built",
     ),
 )
 def strip(site: AttentionSite) -> nn.Module:
