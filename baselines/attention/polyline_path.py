@@ -61,10 +61,11 @@ class PolylineAttention(nn.Module, ABC):
         """
 
     def _logarithms(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        paces = self.pace(torch.unflatten(tokens, -1, (self.heads, -1)))  # (B, N, heads, 2)
-        steps = F.softplus(paces.float() + self.pace_bias.float()[:, None])
+        paces = self.pace(torch.unflatten(tokens, -1, (self.heads, -1))).permute(3, 0, 2, 1)  # (2, B, heads, N)
+        # Compilers and the CPU disagree on the strides of the gradient of softplus, unless all is contiguous.
+        steps = F.softplus(paces.contiguous().float() + self.pace_bias.float()[:, None])
         logarithms = -torch.exp(self.log_rate.float())[:, None] * steps
-        right, down = torch.unflatten(logarithms.permute(3, 0, 2, 1), 3, grid).unbind(0)
+        right, down = torch.unflatten(logarithms, 3, grid).unbind(0)
         return right.cumsum(dim=3), down.cumsum(dim=2)
 
 

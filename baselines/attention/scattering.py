@@ -58,7 +58,10 @@ class ScatteringMixer(nn.Module):
     def forward(self, tokens: Tensor, context: AttentionContext) -> Tensor:
         """Return tokens (B, h * w, C) after both transforms."""
         height, width = context.grid
-        maps = F.pad(to_map(tokens, context.grid).float(), (0, width % 2, 0, height % 2), mode="replicate")
+        maps = to_map(tokens, context.grid).float()
+        # In place of F.pad: of its gradient compilers and the CPU have different strides.
+        maps = torch.cat([maps, maps[:, :, -1:]], dim=2) if height % 2 else maps
+        maps = torch.cat([maps, maps[..., -1:]], dim=3) if width % 2 else maps
         low, waves = analyse(maps)
         mixed = synthesise(low * self._weights((maps.shape[2], maps.shape[3])), self._mix(waves))
         return to_tokens(mixed[:, :, :height, :width]).to(tokens.dtype)
