@@ -141,7 +141,7 @@ from harness.registry import ATTENTIONS
 torch.set_num_threads(1)
 name, training, grid = sys.argv[1], sys.argv[2] == "training", (128, 128)
 place = AttentionSite(384, 6, grid, 0, 1, 12, 0, 16)
-mixer = ATTENTIONS.get("identity" if name == "matrix" else name).build(place)
+mixer = ATTENTIONS.get("identity" if name == "matrix" else name).build(place).train(training)
 tokens = torch.randn(1, 128 * 128, 384, requires_grad=training)
 
 def step():

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from baselines.attention import polyline_path
 from baselines.attention.scattering import HIGH, HIGH_BACK, LOW, LOW_BACK, analyse, synthesise
 from baselines.attention.token_aware import LOSS, similarity
-from harness.models import AttentionContext
+from harness.models import AttentionContext, build_model
+from harness.training import forward_with_losses
 
 Pair = tuple[int, int]
 
@@ -149,29 +150,40 @@ def test_diversification_is_one_where_all_attend_to_the_same_and_zero_where_none
     assert similarity(torch.eye(8).expand(2, 4, 8, 8)).item() == 0
 
 
+def training_at(prefix: int, layer: int, depth: int) -> nn.Module:
+    """Return a mixer whose attention is far from uniform, and which trains except for its statistics."""
+    mixer = build("token_aware", site(prefix=prefix, layer=layer, depth=depth))
+    mixer.qkv.weight.data.mul_(6)
+    mixer.train().pool.eval()
+    return mixer
+
+
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_loss_of_attention_is_for_training_and_a_mean_over_blocks(prefix: int) -> None:
-    grid, context = (4, 5), AttentionContext((4, 5))
-    mixers = [build("token_aware", site(prefix=prefix, layer=layer, depth=2)) for layer in (0, 1)]
-    tokens, losses = tokens_of(grid, prefix), []
-    for mixer in mixers:
-        mixer.qkv.weight.data.mul_(6)
-        evaluated = AttentionContext(grid)
-        expected = mixer(tokens, evaluated)
-        assert not evaluated.auxiliary
-        mixer.train()
-        for norm in (part for part in mixer.modules() if isinstance(part, nn.BatchNorm2d)):
-            norm.eval()
-        alone = AttentionContext(grid)
-        assert_close(mixer(tokens, alone), expected)
-        losses.append(alone.auxiliary[LOSS])
-        mixer(tokens, context)
-    assert context.auxiliary[LOSS].item() == pytest.approx(sum(losses).item(), rel=1e-5)
-    assert 0 < context.auxiliary[LOSS] < 1
-    context.auxiliary[LOSS].backward()
-    for mixer in mixers:
-        assert mixer.qkv.weight.grad.any()
-        assert mixer.proj.weight.grad is None
+    grid, tokens, losses = (4, 5), tokens_of((4, 5), prefix), []
+    shared, evaluated = AttentionContext(grid), AttentionContext(grid)
+    for layer in (0, 1):
+        mixer, alone = training_at(prefix, layer, depth=2), AttentionContext(grid)
+        mixed = training_at(prefix, layer, depth=1)(tokens, alone)
+        losses.append(alone.auxiliary[LOSS].item())
+        assert_close(mixer(tokens, shared), mixed)
+        assert_close(mixer.eval()(tokens, evaluated), mixed)
+    assert not evaluated.auxiliary
+    assert 0 < sum(losses) < 2
+    assert shared.auxiliary[LOSS].item() == pytest.approx(sum(losses) / 2, rel=1e-5)
+    shared.auxiliary[LOSS].backward()
+    assert mixer.qkv.weight.grad.any()
+    assert mixer.proj.weight.grad is None
+
+
+def test_training_finds_the_loss_of_attention() -> None:
+    model = build_model("vit_t16+token_aware", num_classes=3).train()
+    for block in model.blocks:
+        block.attn.qkv.weight.data.mul_(20)
+    _, loss = forward_with_losses(model)(torch.randn(2, 3, 48, 64))
+    assert 0 < loss < 1
+    assert loss.requires_grad
+    assert forward_with_losses(model.eval())(torch.randn(2, 3, 48, 64))[1] == 0
 
 
 def filter_matrix(taps: tuple[float, ...], size: int) -> Tensor:
