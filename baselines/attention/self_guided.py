@@ -212,8 +212,9 @@ def macs(site: AttentionSite) -> int:
         notes="blocks of even index in their stage find the significance (hybrid-scale attention), those of odd index "
         "use it up; at stride 32 attention is whole. The official code needs maps that 7, the ratio and the groups "
         "divide; here windows and reduced maps are padded, the padding of windows masked, and the last group of a "
-        "share filled with zeros. Called without a memory, all tokens are alike. Sorting is stable. With an odd "
-        "number of heads the first half has one more",
+        "share filled with zeros. Called without a memory, all tokens are alike. Sorting is stable, where the "
+        "official code leaves the order of equal tokens open; on large maps rounding alone reorders some. With an "
+        "odd number of heads the first half has one more",
     ),
 )
 def self_guided(site: AttentionSite) -> nn.Module:
