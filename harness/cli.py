@@ -42,8 +42,10 @@ app.command("compare")(compare_cli.compare)
 
 @app.command(cls=ListCommand)
 def run(
-    model: options.Model,
     task: options.Task,
+    model: options.ModelOrName = None,
+    predictions: options.Predictions = None,
+    annotations: options.Annotations = None,
     weights: options.Weights = "random",
     allow_partial: options.AllowPartial = False,
     data: options.Data = None,
@@ -73,7 +75,7 @@ def run(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Evaluate every model on every task; what has a record is skipped."""
+    """Evaluate every model on every task, or predictions made elsewhere; what has a record is skipped."""
     chosen = dict(locals())
     out = own_stdout() if chosen.pop("json") else None
     set_quiet(chosen.pop("quiet"))

@@ -159,6 +159,8 @@ def who(record: Record) -> tuple[str, str, str]:
     if weights.missing or weights.unexpected:
         source += f" (partial: {len(weights.missing)} missing, {len(weights.unexpected)} unexpected)"
     image = _size(record.setup)
+    if record.provenance == "predictions":
+        source, image = f"predictions: {weights.file}", "any"
     if preprocessing.overridden:
         image += f" (set: {', '.join(preprocessing.overridden)})"
     return record.model, source, image

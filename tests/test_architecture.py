@@ -17,7 +17,7 @@ ORDER = (
     "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
     "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",
-    "executors", "api",
+    "executors", "predictions", "api",
     "race", "leaderboard", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report", "baseline",
     "audit",
     "inspection", "submission",
