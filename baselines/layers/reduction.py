@@ -109,8 +109,7 @@ class OpenBlocks(nn.Sequential):
 class Canvas:
     """All tokens of some images, each with the value that it had when it was last computed.
 
-    What is dropped is kept here, so that there are maps (arXiv:2306.07050, section 3.2); nothing reads it before the
-    end.
+    What is dropped is kept here, so that there are maps (arXiv:2306.07050); nothing reads it before the end.
 
     Args:
         values: (B, N + 1, C); the last row takes what has no place of its own.
@@ -177,9 +176,9 @@ def _check(model: Any, wrapper: str) -> None:
     mixers = {type(getattr(block, "attn", block)) for block in blocks}
     if isinstance(getattr(model, "blocks", None), Blocks) and mixers == {_softmax()}:
         return
-    if isinstance(model, VisionTransformer) and {type(block) for block in blocks} == {TimmBlock}:
-        if mixers == {Attention}:
-            return
+    plain = {type(block) for block in blocks} == {TimmBlock} and mixers == {Attention}
+    if isinstance(model, VisionTransformer) and plain:
+        return
     found = ", ".join(sorted(mixer.__name__ for mixer in mixers)) or "no blocks"
     raise ModelError(
         f"{wrapper!r} needs an isotropic ViT whose blocks mix with softmax attention, which takes any set of tokens; "

@@ -54,14 +54,11 @@ def match(metric: Tensor, r: int, prefix: int) -> Tensor:
     in_kept = torch.where(in_kept < first, 2 * in_kept, second + in_kept)
     in_second = torch.arange(count // 2, device=metric.device)
     in_second = torch.where(in_second < second, 2 * in_second + 1, kept.shape[1] + in_second)
-    index = torch.empty(batch, count, dtype=torch.long, device=metric.device)
-    index[:, 1::2] = in_second
-    index[:, ::2] = (
-        torch.empty_like(order)
-        .scatter(1, kept, in_kept.expand_as(kept))
-        .scatter(1, merged, in_second[partner.gather(1, merged)])
-    )
-    return index
+    in_first = torch.zeros_like(order).scatter(1, kept, in_kept.expand_as(kept))
+    in_first = in_first.scatter(1, merged, in_second[partner.gather(1, merged)])
+    both = in_first.new_zeros(batch, count)
+    both[:, ::2], both[:, 1::2] = in_first, in_second
+    return both
 
 
 class Merged:
