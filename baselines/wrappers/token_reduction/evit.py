@@ -33,7 +33,7 @@ def attention_received(query: Tensor, key: Tensor, prefix: int) -> Tensor:
         prefix: tokens before the map, the first of them the class token; with 0 the mean over all queries is meant.
     """
     rows = query[:, :, :1] if prefix else query
-    attention = (rows * key.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1)
+    attention: Tensor = (rows * key.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1)
     return attention.mean(dim=(1, 2))[:, prefix:]
 
 

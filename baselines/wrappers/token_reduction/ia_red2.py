@@ -18,11 +18,11 @@ CARD = ModelCard(
     paper="arXiv:2106.12620",
     source="section 3; the interpretation tool of the authors' page for the interpreter",
     notes=(
-        "a reconstruction: neither training code nor weights were published. Three groups of blocks; a token stays where "
-        "its mean score over heads is above 0.5, in training where a draw says so. The interpreters get their gradient "
-        "from policy_loss alone. The number of tokens depends on the image: a batch is padded to its image with the "
-        "most, so only at batch 1 all of the saving is real. A dropped token keeps its last value in the map, as in "
-        "arXiv:2306.07050. The authors' interpreter has a third projection that nothing uses; it is left out"
+        "a reconstruction: neither training code nor weights were published. Three groups of blocks; a token stays "
+        "where its mean score over heads is above 0.5, in training where a draw says so. The interpreters get their "
+        "gradient from policy_loss alone. The number of tokens depends on the image: a batch is padded to its image "
+        "with the most, so only at batch 1 all of the saving is real. A dropped token keeps its last value in the map, "
+        "as in arXiv:2306.07050. The authors' interpreter has a third projection that nothing uses; it is left out"
     ),
 )
 
@@ -45,7 +45,8 @@ class Interpreter(nn.Module):
         normed = self.norm(tokens)
         (query,) = split_heads(self.query(normed[:, :1]), self.heads)
         (key,) = split_heads(self.key(normed), self.heads)
-        return (query @ key.mT * key.shape[-1] ** -0.5).sigmoid().mean(dim=1)[:, 0]
+        scores: Tensor = (query @ key.mT * key.shape[-1] ** -0.5).sigmoid().mean(dim=1)
+        return scores[:, 0]
 
 
 class IaRed2Blocks(OpenBlocks):
@@ -69,8 +70,9 @@ class IaRed2Blocks(OpenBlocks):
         canvas = Canvas(tokens)
         present = torch.ones_like(tokens[..., 0], dtype=torch.bool)
         for place, block in enumerate(self):
-            if hasattr(block, "interpreter"):
-                scores = block.interpreter(tokens) * present
+            interpreter = getattr(block, "interpreter", None)
+            if interpreter is not None:
+                scores = interpreter(tokens) * present
                 kept = self._decide(scores) & present
                 if context is not None:
                     context.auxiliary[f"scores.{place}"] = _spread(canvas, scores)
@@ -87,22 +89,20 @@ class IaRed2Blocks(OpenBlocks):
         return kept
 
 
-def policy_loss(
-    context: AttentionContext, right: Tensor, group_benefits: tuple[float, ...] = (1, 2 / 3, 1 / 3)
-) -> Tensor:
+def policy_loss(context: AttentionContext, right: Tensor, benefits: tuple[float, ...] = (1, 2 / 3, 1 / 3)) -> Tensor:
     """Return the loss of REINFORCE for the interpreters, after a forward pass in training mode with this context.
 
     The reward of a group is its benefit times 1 - (share kept)^2 where the image was classified right, else -1.
 
     Args:
         right: (B,) of booleans.
-        group_benefits: the share of the blocks that a group's decision still concerns.
+        benefits: the share of the blocks that a group's decision still concerns.
 
     Source: arXiv:2106.12620, section 3.3; the baseline is the batch's mean, which the paper does not use.
     """
     names = [name.removeprefix("scores.") for name in context.auxiliary if name.startswith("scores.")]
     total = torch.zeros((), device=right.device)
-    for name, benefit in zip(names, group_benefits, strict=True):
+    for name, benefit in zip(names, benefits, strict=True):
         scores, kept = context.auxiliary[f"scores.{name}"].float(), context.auxiliary[f"kept.{name}"].float()
         reward = torch.where(right, benefit * (1 - kept.mean(dim=1).square()), -1.0)
         open_to_choice = (scores > 0) & (scores < 1)
@@ -113,7 +113,7 @@ def policy_loss(
 
 
 def _drop(canvas: Canvas, tokens: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tokens kept (B, K, C), in order and padded to the most of an image, and which are no padding (B, K)."""
+    """Return the tokens kept (B, K, C), padded to the most of an image, and which are no padding (B, K)."""
     most = int(kept.sum(dim=1).max())
     order = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     tokens, present = canvas.keep(tokens, order), kept.gather(1, order)

@@ -26,10 +26,10 @@ CARD = ModelCard(
     paper="arXiv:2303.13755",
     source="section 3; default configuration of lim142857/Sparsifiner",
     notes=(
-        "each query sees a quarter of the keys (sparsifiner) or a half (sparsifiner_k50), the class token all. It masks, "
-        "as the released code does: all products are computed, so its claimed MACs are nominal. Token pruning, an option "
-        "of the code, is off. The guess is scaled by heads^-0.5 as in the code, where the paper has d^-0.5. The "
-        "predictor gets no gradient through the mask: it learns from context.auxiliary['approximation.i'], to be held "
+        "each query sees a quarter of the keys (sparsifiner) or a half (sparsifiner_k50), the class token all. It "
+        "masks, as the released code does: all products are computed, so its claimed MACs are nominal. Token pruning, "
+        "an option of the code, is off. The guess is scaled by heads^-0.5 as in the code, not by d^-0.5. The predictor "
+        "gets no gradient through the mask: it learns from context.auxiliary['approximation.i'], to be held "
         "against a dense teacher's attention in a first phase of training"
     ),
 )
@@ -60,7 +60,8 @@ class MaskPredictor(nn.Module):
     def coefficients(self, query: Tensor, key: Tensor) -> Tensor:
         """Return (B, heads, N - prefix, K), what each query makes of the projected keys."""
         projected = self.proj_c_k(key).mT @ self.proj_n
-        return (self.proj_c_q(query[:, :, self.prefix :]) @ projected * self.scale).softmax(dim=-1)
+        logits: Tensor = self.proj_c_q(query[:, :, self.prefix :]) @ projected * self.scale
+        return logits.softmax(dim=-1)
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the mask (B, heads, N, N), true where a query sees a key."""
@@ -140,7 +141,7 @@ class SparsifinerBlocks(OpenBlocks):
         return tokens
 
     def _note(self, context: AttentionContext, place: int, tokens: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        predictor: Any = self[place].attn.mask_predictor  # type: ignore[union-attr]
+        predictor: Any = self[place].attn.mask_predictor
         context.auxiliary[f"approximation.{place}"] = predictor.approximation(query.detach(), key.detach())
         return tokens
 
