@@ -43,7 +43,7 @@ class EViTBlocks(OpenBlocks):
     Args:
         keep: share of the tokens, without the prefix, that are left each time.
 
-    Source: arXiv:2202.07800, section 3.2 and 3.3.
+    Source: arXiv:2202.07800, section 3.
     """
 
     def __init__(self, model: nn.Module, keep: float) -> None:
@@ -71,7 +71,7 @@ class EViTBlocks(OpenBlocks):
             return tokens
         scores, order = attention_received(query, key, self.prefix).sort(dim=1, descending=True)
         order = order + self.prefix
-        # The fused token is the weighted sum of the paper's equation 3; its weights do not add up to one.
+        # A weighted sum, as in the official code: its weights do not add up to one.
         fused = (take(tokens, order[:, left:]) * scores[:, left:, None]).sum(dim=1, keepdim=True)
         front = torch.arange(self.prefix, device=tokens.device).expand(len(tokens), -1)
         kept = canvas.keep(tokens, torch.cat([front, order[:, :left]], dim=1))

@@ -50,7 +50,7 @@ def beyond_window(grid: tuple[int, int], cells: tuple[int, int], device: torch.d
 def cluster(tokens: Tensor, grid: tuple[int, int], cells: tuple[int, int], temperature: float) -> Tensor:
     """Return centroids (B, M, C) of tokens (B, h * w, C), by soft k-means from the means of the cells of a coarse grid.
 
-    Source: arXiv:2210.01035, section 3.2, token clustering layer.
+    Source: arXiv:2210.01035, section 3, token clustering layer.
     """
     far = beyond_window(grid, cells, tokens.device)
     centroids = to_tokens(F.adaptive_avg_pool2d(to_map(tokens, grid), cells))
@@ -64,7 +64,7 @@ def cluster(tokens: Tensor, grid: tuple[int, int], cells: tuple[int, int], tempe
 def reconstruction(tokens: Tensor, centroids: Tensor, neighbors: int, temperature: float) -> Tensor:
     """Return the weights (B, N, M) by which each of the tokens (B, N, C) is a mean of its nearest centroids (B, M, C).
 
-    Source: arXiv:2210.01035, section 3.2, token reconstruction layer.
+    Source: arXiv:2210.01035, section 3, token reconstruction layer.
     """
     logits = -temperature * distances(tokens, centroids)
     nearest, indices = logits.topk(min(neighbors, logits.shape[-1]), dim=-1)

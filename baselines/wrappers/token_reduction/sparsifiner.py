@@ -43,7 +43,7 @@ class MaskPredictor(nn.Module):
         keep: share of the keys that a query sees.
         prefix: queries at the start that see all keys.
 
-    Source: arXiv:2303.13755, section 3.2; parameters have the official code's names.
+    Source: arXiv:2303.13755, section 3; parameters have the official code's names.
     """
 
     def __init__(self, tokens: int, heads: int, head_dim: int, keep: float, prefix: int) -> None:
@@ -94,13 +94,13 @@ class MaskPredictor(nn.Module):
 class SparseAttention(OpenAttention):
     """Softmax attention of which a predictor masks the logits.
 
-    Source: arXiv:2303.13755, section 3.3.
+    Source: arXiv:2303.13755, section 3.
     """
 
     def __init__(self, attention: Any, tokens: int, keep: float, prefix: int) -> None:
         super().__init__(attention)
-        head_dim = self.proj.in_features // self.heads  # type: ignore[union-attr, operator]
-        self.mask_predictor = MaskPredictor(tokens, self.heads, int(head_dim), keep, prefix)
+        head_dim = attention.proj.in_features // self.heads
+        self.mask_predictor = MaskPredictor(tokens, self.heads, head_dim, keep, prefix)
 
     def connect(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the predicted mask (B, heads, N, N), which has no gradient.
@@ -141,8 +141,10 @@ class SparsifinerBlocks(OpenBlocks):
         return tokens
 
     def _note(self, context: AttentionContext, place: int, tokens: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        predictor: Any = self[place].attn.mask_predictor
-        context.auxiliary[f"approximation.{place}"] = predictor.approximation(query.detach(), key.detach())
+        block: Any = self[place]
+        context.auxiliary[f"approximation.{place}"] = block.attn.mask_predictor.approximation(
+            query.detach(), key.detach()
+        )
         return tokens
 
     def saved_macs(self) -> int:
@@ -163,8 +165,8 @@ def sparsifiner(model: Any, keep: float = 0.25) -> nn.Module:
         ModelError: the model is no isotropic ViT with softmax attention.
     """
     blocks = SparsifinerBlocks(model, keep)
-    side: Any = getattr(model, "strides", None) or model.patch_embed.patch_size
-    size = [cells * side[-1] for cells in blocks.grid]
+    patch: Any = getattr(model, "strides", None) or model.patch_embed.patch_size
+    size = blocks.grid[0] * patch[0], blocks.grid[1] * patch[-1]
     dense = count_macs(model, torch.zeros(1, 3, *size, device=next(model.parameters()).device)).total
     model.nominal_gmacs = (dense - blocks.saved_macs()) / 1e9
     return reduced(model, blocks, "sparsifiner")

@@ -16,7 +16,7 @@ from harness.registry import WRAPPERS
 CARD = ModelCard(
     title="Token Merging: Your ViT But Faster",
     paper="arXiv:2210.09461",
-    source="sections 3 and 4.1; README of facebookresearch/ToMe for r = 13 at DeiT-S",
+    source="section 3; README of facebookresearch/ToMe for r = 13 at DeiT-S",
     notes=(
         "r pairs a block (tome: 13, tome_r4, tome_r8, tome_r16), at most half of the tokens; proportional attention. "
         "After the last block each token returns to all places that it stands for, so that pooling weighs it by its "
@@ -37,7 +37,7 @@ def match(metric: Tensor, r: int, prefix: int) -> Tensor:
         r: at most half of the tokens without the prefix.
         prefix: tokens at the start that are never merged.
 
-    Source: arXiv:2210.09461, section 3, "Bipartite Soft Matching".
+    Source: arXiv:2210.09461, section 3, bipartite soft matching.
     """
     batch, count, _ = metric.shape
     metric = F.normalize(metric, dim=-1)
@@ -97,7 +97,7 @@ class Merged:
 class ToMeBlocks(OpenBlocks):
     """Blocks that merge r pairs of tokens each, between attention and MLP.
 
-    Source: arXiv:2210.09461, section 3; proportional attention, equation 1.
+    Source: arXiv:2210.09461, section 3.
     """
 
     def __init__(self, model: nn.Module, r: int) -> None:
