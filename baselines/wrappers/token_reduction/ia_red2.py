@@ -98,8 +98,8 @@ def policy_loss(context: AttentionContext, right: Tensor, benefits: tuple[float,
         right: (B,) of booleans.
         benefits: the share of the blocks that a group's decision still concerns.
 
-    Source: arXiv:2106.12620, section 3, for a reward of both efficiency and accuracy; its terms, and the batch's mean as
-    the baseline, are a reconstruction.
+    Source: arXiv:2106.12620, section 3, for a reward of both efficiency and accuracy; its terms, and the batch's mean
+    as the baseline, are a reconstruction.
     """
     names = [name.removeprefix("scores.") for name in context.auxiliary if name.startswith("scores.")]
     total = torch.zeros((), device=right.device)

@@ -165,8 +165,8 @@ def sparsifiner(model: Any, keep: float = 0.25) -> nn.Module:
         ModelError: the model is no isotropic ViT with softmax attention.
     """
     blocks = SparsifinerBlocks(model, keep)
-    patch: Any = getattr(model, "strides", None) or model.patch_embed.patch_size
-    size = blocks.grid[0] * patch[0], blocks.grid[1] * patch[-1]
+    height, width = blocks.grid
+    size = getattr(model.patch_embed, "img_size", None) or (height * model.strides[0], width * model.strides[0])
     dense = count_macs(model, torch.zeros(1, 3, *size, device=next(model.parameters()).device)).total
     model.nominal_gmacs = (dense - blocks.saved_macs()) / 1e9
     return reduced(model, blocks, "sparsifiner")
