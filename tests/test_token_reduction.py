@@ -20,7 +20,7 @@ from harness.breakdown import break_down
 from harness.costs.counter import count_macs
 from harness.errors import ModelError
 from harness.features import embedder, maps
-from harness.models import AttentionContext, build_model
+from harness.models import AttentionContext, build_model, claimed_gmacs
 from harness.registry import WRAPPERS
 
 SIZE, CLASSES = (64, 64), 10
@@ -55,9 +55,7 @@ def build(model_id: str, seed: int = 0, size: tuple[int, int] = SIZE) -> Any:
     return module.eval()
 
 
-@pytest.fixture(
-    scope="module", params=cases(METHODS) + [f"vit_t16_cls+{name}" for name in NAMES if name not in METHODS]
-)
+@pytest.fixture(scope="module", params=cases(METHODS))
 def model(request: pytest.FixtureRequest) -> Any:
     built = build(request.param)
     built.identifier = request.param
@@ -229,6 +227,16 @@ def test_macs_are_the_published(name: str, published: float) -> None:
 @pytest.mark.parametrize("name", ["tome", "evit", "expedit", "sparsifiner"])
 def test_macs_in_timm_are_those_in_the_carrier(name: str) -> None:
     assert gmacs(f"timm:deit_small_patch16_224+{name}") == pytest.approx(gmacs(f"vit_s16_cls+{name}"), rel=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in METHODS])
+def test_presets_run_and_differ(name: str) -> None:
+    with torch.device("meta"):
+        preset, method = (build_model(f"vit_t16+{part}") for part in (name, name.rpartition("_")[0]))
+        assert preset(torch.zeros(2, 3, 224, 224)).shape == (2, 1000)
+        counts = [count_macs(model, torch.zeros(1, 3, 224, 224)).total for model in (preset, method)]
+    assert counts[0] != counts[1] or claimed_gmacs(preset) != claimed_gmacs(method)
 
 
 def hand_count(tokens: list[tuple[int, int]], dim: int = 384) -> float:
