@@ -17,7 +17,7 @@ endif
 
 MODELS ?= vit_t16 vit_t16+linear vit_t16+pooling vit_t16+agent \
 	timm:vit_tiny_patch16_224 timm:resnet18 timm:mobilenetv3_small_100 timm:convnext_atto timm:efficientnet_b0 timm:regnety_002
-TASKS ?= imagenet:knn cost
+TASKS ?= imagenet:knn cub:linear clevr_count:linear clevr_dist:linear cost
 
 .PHONY: bench test test-slow test-gpu test-browser lint format setup clean
 

@@ -216,7 +216,12 @@ def _measure(request: Request, pending: Sequence[Request], store: Store, executo
     count = f"[{pending.index(request) + 1}/{len(pending)}]"
     say(f"{count} {public_id(request.job.model)} on {request.job.task} ...")
     journal = store.unfinished / f"{request.name}.jsonl"
-    record = store.save(*executor.execute(replace(request, journal=journal)))
+    request_here = replace(request, journal=journal)
+    record = store.save(*executor.execute(request_here))
+    checkpoint = request_here.checkpoint()
+    # A training may take hours, and what stopped it may pass, such as a GPU without memory.
+    if checkpoint and not record.error:
+        checkpoint.remove()
     Journal.remove(journal)
     say(f"{count} {summary(record)}")
     return record

@@ -76,7 +76,8 @@ class AttentionCard(ModelCard):
     Args:
         equation: what it computes, in one line.
         parameters: from a site to the number of the mixer's parameters.
-        macs: from a site to the MACs of one image at the site's own grid, products and convolutions alone.
+        macs: from a site to the MACs of one image at the site's own grid: products, convolutions and Fourier
+            transforms alone.
     """
 
     equation: str = ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cache import LIMIT_GIB, Cache
+from harness.checkpoint import Checkpoint
 from harness.device import place
 from harness.environment import environment, machine, versions
 from harness.errors import BenchError, WeightsError, reason
@@ -56,7 +57,8 @@ class Request:
     """A job with what identifies it before it runs: an equal request finds its record again.
 
     Args:
-        journal: the file that keeps what an unfinished evaluation has found; None for no such file.
+        journal: the file that keeps what an unfinished evaluation has found, with checkpoints of its trainings beside
+            it; None for no such files.
     """
 
     job: Job
@@ -70,13 +72,18 @@ class Request:
         """The stem of the record's files."""
         return record_name(self.job.task, public_id(self.job.model), self.key)
 
+    def checkpoint(self, state: str = "") -> Checkpoint | None:
+        """Where a training of this job keeps its state; None for nowhere."""
+        return Checkpoint(self.journal.with_suffix(".pt"), state) if self.journal else None
+
 
 def identify(job: Job, task: Task) -> Request:
     """Hash everything that decides a job's numbers; the model is not looked up.
 
     Raises:
-        BenchError: the data or the model's file is absent.
+        BenchError: the data or the model's file is absent, or the task cannot be run with the setup.
     """
+    task.check(job.setup)
     data = task.data()
     source = source_sha256(job.model)
     hardware = machine(job.setup.device, job.threads or 0) if task.machine_bound else ()
@@ -93,18 +100,25 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
     torch.set_num_threads(job.threads or torch.get_num_threads())
     started, clock = datetime.now(UTC), time.perf_counter()
     setup, evaluation, error = job.setup, Evaluation(()), None
+    cache = Cache(job.cache, job.cache_limit, public_id(job.model), request.source_sha256) if job.cache else None
     try:
         task = build_task(job.task, job.data, job.workers)
         module, setup = prepare(job, task)
+        state = _state(setup)
+        task.checkpoint = request.checkpoint(state)
+        task.rebuild = lambda seed: place(prepare(replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup)
         if request.journal and isinstance(task, BatchTask):
-            task.journal = Journal(request.journal, _state(setup))
-        if job.cache and isinstance(task, BatchTask):
-            task.cache = Cache(job.cache, job.cache_limit, public_id(job.model), request.source_sha256)
+            task.journal = Journal(request.journal, state)
+        if isinstance(task, BatchTask):
+            task.cache = cache
         evaluation = task.evaluate(place(module, setup), setup)
     except BenchError as failure:
         error = str(failure)
     except Exception as failure:
         error = f"{reason(failure)}. Run the model by itself on a batch of images to mend it."
+    finally:
+        if cache:
+            cache.close()
     seconds = time.perf_counter() - clock
     return describe(request, setup, evaluation, error, started, seconds), evaluation.outcomes
 
@@ -133,12 +147,13 @@ def _loaded(job: Job, task: Task) -> tuple[nn.Module, Weights]:
     if file is not None and not task.uses_classifier:
         for size in (None, columns):
             with suppress(WeightsError):
-                return (module := _built(job, size)), load_weights(module, file, replace(weights, allow_partial=False))
-    module = _built(job, columns)
+                module = _built(job, task, size)
+                return module, load_weights(module, file, replace(weights, allow_partial=False))
+    module = _built(job, task, columns)
     return module, weights if file is None else load_weights(module, file, weights)
 
 
-def _built(job: Job, num_classes: int | None) -> nn.Module:
+def _built(job: Job, task: Task, num_classes: int | None) -> nn.Module:
     """Build the model from the seed."""
     import numpy
     import torch
@@ -149,7 +164,7 @@ def _built(job: Job, num_classes: int | None) -> nn.Module:
     return build_model(
         job.model,
         num_classes=num_classes,
-        image_size=job.setup.preprocessing.image_size,
+        image_size=job.setup.preprocessing.image_size or task.preprocessing.get("image_size"),
         pretrained=job.setup.weights.source == "pretrained",
     )
 

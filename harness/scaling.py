@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import BenchError
+from harness.statistics import t_quantile
 
 CONFIDENCE = 0.95
 
@@ -50,27 +51,3 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     degrees = len(x) - 2
     margin = t_quantile(CONFIDENCE, degrees) * math.sqrt(residual / degrees / spread)
     return PowerLaw(slope, slope - margin, slope + margin, math.exp(mean_y - slope * mean_x), len(x))
-
-
-def t_quantile(confidence: float, degrees: int) -> float:
-    """Return the t that Student's distribution stays within, on both sides, with a probability.
-
-    Source: the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, inverted by bisection over atan(t / sqrt(n)).
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_probability(middle, degrees) < confidence else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _t_probability(angle: float, degrees: int) -> float:
-    """The probability of |t| < sqrt(degrees) * tan(angle)."""
-    cosine = math.cos(angle)
-    odd = degrees % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for power in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= cosine**2 * (power - 1) / power
-    partial = math.sin(angle) * total
-    return 2 / math.pi * (angle + partial) if odd else partial

@@ -84,6 +84,22 @@ def proportion_interval(successes: int, trials: int, level: float = 0.95) -> tup
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Return the interval of the mean of values, such as of seeds, by Student's t; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    mean, spread = float(numpy.mean(values)), float(numpy.std(values, ddof=1))
+    reach = t_quantile(level, len(values) - 1) * spread / math.sqrt(len(values))
+    return mean - reach, mean + reach
+
+
+def t_quantile(level: float, degrees: int) -> float:
+    """Return the t that Student's distribution stays within, on both sides, with a probability."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + level) / 2))
+
+
 def rank_test(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p of the Mann-Whitney U test: normal approximation, corrected for ties and continuity."""
     m, n = len(first), len(second)

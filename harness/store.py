@@ -11,8 +11,11 @@ import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from harness.errors import RecordError
 from harness.metric import Outcomes
@@ -108,11 +111,18 @@ def to_csv(outcomes: Outcomes) -> bytes:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that others see the old one or the whole new one."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file whose content takes the place of `path` when all of it is written; after an error none of it does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner reads; results are for sharing.

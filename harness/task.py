@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from harness.cache import Cache
+from harness.checkpoint import Checkpoint
 from harness.device import evaluating, to_device
 from harness.factory import call
 from harness.journal import Journal
@@ -54,6 +55,10 @@ class Task(ABC):
         default_variant: the one that is meant where none is named; empty for none.
         preprocessing: what the task itself asks of its images, unless the user overrides it, such as no crop.
 
+    Attributes:
+        checkpoint: where a task that trains keeps the state of an unfinished training; None for nowhere.
+        rebuild: from a seed to the model that is evaluated, built and placed anew; set while a job runs.
+
     Parameters with a default, of a task and of its variants, are options that may follow in a task id.
     """
 
@@ -61,8 +66,10 @@ class Task(ABC):
     machine_bound: ClassVar[bool] = False
     variants: ClassVar[Registry[Any] | None] = None
     default_variant: ClassVar[str] = ""
-    preprocessing: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    preprocessing: Mapping[str, Any] = MappingProxyType({})
     untrained: Literal["rank", "apart", "never"] = "never"
+    checkpoint: Checkpoint | None = None
+    rebuild: Callable[[int], nn.Module] | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -81,6 +88,13 @@ class Task(ABC):
             DataError: the data is absent or incomplete.
         """
         return None
+
+    def check(self, setup: Setup) -> None:  # noqa: B027 - most tasks refuse nothing
+        """Refuse what the task cannot be run with, before anything is built.
+
+        Raises:
+            SetupError: a choice that does not go with the task.
+        """
 
     @abstractmethod
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
@@ -111,10 +125,19 @@ class BatchTask(Task):
         """Return a fresh meter."""
 
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
-        """Run the only evaluation loop of the harness."""
-        predict, meter = self.adapt(model, setup), self.meter()
+        """Evaluate what the protocol makes of a model."""
+        return self.score(self.adapt(model, setup), setup, self.journal)
+
+    def score(self, predict: Callable[[Tensor], Any], setup: Setup, journal: Journal | None = None) -> Evaluation:
+        """Run the only evaluation loop of the harness.
+
+        Args:
+            predict: from images on the setup's device to what the meter takes.
+            journal: where outcomes are kept until the record is saved; None for nowhere.
+        """
+        meter = self.meter()
         rows = meter.rows if isinstance(meter, ResumableMeter) else []
-        journal = self.journal if isinstance(meter, ResumableMeter) else None
+        journal = journal if isinstance(meter, ResumableMeter) else None
         if journal:
             rows += journal.read()
         with evaluating(setup):

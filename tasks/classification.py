@@ -9,19 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.errors import SetupError
+from harness.features import Pooling
 from harness.metric import Evaluation
 from harness.progress import say
 from harness.record import DataStamp, Setup
 from harness.registry import PROTOCOLS, Entry
 from harness.task import BatchTask
+from tasks.data.augmentation import Geometry
 from tasks.data.canaries import examine
 from tasks.data.labelled import LabelledImages
-from tasks.frozen import FrozenProtocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tasks.data.loader import Batches
+    from tasks.data.train_loader import Source
     from tasks.metrics.accuracy import Accuracy
 
 
@@ -32,17 +35,24 @@ class Classification(BatchTask):
         data: root of the data sets; None for the default.
         workers: processes that decode images.
         variant: the entry of the protocol, which makes a classifier of a model; the model's own head by default.
+
+    Class attributes:
+        evaluated_on: the split that is evaluated.
+        augmentation: the most that protocols which train may do to an image without making its label untrue.
     """
 
     variants = PROTOCOLS
     default_variant = "native_head"
     evaluated_on: ClassVar[str] = "val"
+    augmentation: ClassVar[Geometry] = "crop"
 
     def __init__(self, data: Path | None = None, workers: int = 0, variant: Entry[Any] | None = None) -> None:
         self.root = data
         self.workers = workers
         self.protocol = (variant or PROTOCOLS.get(self.default_variant)).build()
         self.untrained = self.protocol.untrained
+        # What the labels need goes before what a protocol would like.
+        self.preprocessing = {**getattr(self.protocol, "preprocessing", {}), **type(self).preprocessing}
         self._splits: dict[str, LabelledImages] = {}
 
     @abstractmethod
@@ -52,6 +62,14 @@ class Classification(BatchTask):
         Raises:
             DataError: it is absent or incomplete.
         """
+
+    def stream(self, seed: int) -> Source:
+        """Return training images that are drawn without end.
+
+        Raises:
+            SetupError: the data set is made of files.
+        """
+        raise SetupError(f"{self.split(self.evaluated_on).stamp.name} cannot draw new images: leave out fresh=true.")
 
     def split(self, name: str) -> LabelledImages:
         """Return a split, read once."""
@@ -67,7 +85,11 @@ class Classification(BatchTask):
     @property
     def uses_classifier(self) -> bool:
         """Whether the protocol uses the model's own classifier."""
-        return not isinstance(self.protocol, FrozenProtocol)
+        return bool(getattr(self.protocol, "uses_classifier", True))
+
+    def default_pooling(self, model: nn.Module) -> Pooling:
+        """Return how protocols on frozen features pool where nothing was asked for: as the model itself does."""
+        return "default"
 
     def data(self) -> DataStamp:
         """Return the stamp of the evaluated split; its fingerprint covers the splits that the protocol trains on."""
@@ -78,6 +100,11 @@ class Classification(BatchTask):
         joined = hashlib.sha256("".join([stamp.fingerprint, *others]).encode()).hexdigest()[:16]
         return replace(stamp, fingerprint=joined)
 
+    def check(self, setup: Setup) -> None:
+        """Let the protocol refuse what it cannot be run with."""
+        if refuse := getattr(self.protocol, "check", None):
+            refuse(setup)
+
     def adapt(self, model: nn.Module, setup: Setup) -> Callable[[Tensor], Any]:
         """Let the protocol turn the model into a classifier."""
         predict: Callable[[Tensor], Any] = self.protocol.adapt(model, self, setup)
@@ -85,8 +112,8 @@ class Classification(BatchTask):
 
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Evaluate, and say in the record what the protocol chose and what the data is like."""
-        frozen = isinstance(self.protocol, FrozenProtocol)
-        evaluation = self.protocol.evaluate(model, self, setup) if frozen else super().evaluate(model, setup)
+        whole = getattr(self.protocol, "evaluate", None)
+        evaluation = whole(model, self, setup) if whole else super().evaluate(model, setup)
         found, doubts = examine(self.split(self.evaluated_on), [self.split(name) for name in self.protocol.trains_on])
         details = {**evaluation.details, **self.protocol.details, **found}
         if unranked := [*evaluation.details.get("unranked", ()), *doubts]:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.errors import DataError
+from harness.features import Pooling, prefix_tokens
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import TASKS, Entry
@@ -109,6 +110,7 @@ class Clevr(Classification):
 
     # A crop would cut objects off.
     preprocessing = MappingProxyType({"crop_mode": "squash", "crop_pct": 1.0})
+    augmentation = "flip"
     labels: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -160,11 +162,15 @@ class Clevr(Classification):
         """How many scenes each split has on the whole data set."""
         return PRESETS[self.preset].official()
 
+    def default_pooling(self, model: nn.Module) -> Pooling:
+        """Return `mean` for a model with a class token, which tells less of where things are."""
+        return "mean" if prefix_tokens(model) else "default"
+
     def stream(self, seed: int) -> Callable[[int], tuple[bytes, int, str]]:
         """Return training scenes without end, from a position to file content, class and name.
 
         Raises:
-            DataError: the data set was not generated here.
+            SetupError: the data set was not generated here.
         """
         from tasks.data.mini_clevr import EndlessScenes
 
@@ -214,6 +220,7 @@ class ClevrCount(Clevr):
 
     labels = tuple(map(str, COUNTS))
     label = staticmethod(count_class)
+    probe_family = "clevr_count"
 
 
 @TASKS.register("clevr_dist")
@@ -224,3 +231,4 @@ class ClevrDist(Clevr):
         f"({low:g}, {high:g}]" for low, high in zip((0, *THRESHOLDS), (*THRESHOLDS, float("inf")), strict=True)
     )
     label = staticmethod(distance_class)
+    probe_family = "clevr_dist"

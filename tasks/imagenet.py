@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import DataError
 from harness.registry import TASKS
@@ -16,6 +17,9 @@ from tasks.data.image_folder import folders_in, read_class_folders
 from tasks.data.labelled import LabelledImages, images_in
 from tasks.data.roots import data_name, data_root, find
 from tasks.data.timm_reader import SPLITS, parquets_of, read_hugging_face, read_tars, tars_of
+
+if TYPE_CHECKING:
+    from tasks.data.train_loader import Source
 
 FOLDERS = ("imagenet", "imagenet-1k", "imagenet1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
 WNID = "n" + "[0-9]" * 8
@@ -52,6 +56,18 @@ class ImageNet(Classification):
         if split == "val" and (found := _unpacked(home, home, classes, name, split)):
             return found
         raise DataError(f"imagenet has no split {split!r} in {str(home)!r}: expected {split}/<wnid>/*.JPEG. Add it.")
+
+    def stream(self, seed: int) -> Source:
+        """Return pictures of the embedded data set that neither of its splits has.
+
+        Raises:
+            SetupError: the data set is another.
+        """
+        if self._on_hub() or data_name(self._home(), "imagenet") != "imagenet-mini":
+            return super().stream(seed)
+        from tasks.data.endless import Endless
+
+        return Endless.of(self._home(), seed)
 
     def reassessed(self) -> Mapping[str, Sequence[int]]:
         """Return ReaL labels by item where `real.json` is present; they count classes in the order of ImageNet-1k.

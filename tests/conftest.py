@@ -61,6 +61,21 @@ def chatty(num_classes=1000):
     print("a model that talks")
     return Tiny(num_classes)
 
+class Normed(Tiny):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, images):
+        return self.head(self.drop(self.norm(self.stem(images)).relu().mean((2, 3))))
+
+def normed(num_classes=1000):
+    return Normed(num_classes)
+
+def three_classes():
+    return Tiny(3)
+
 def slow(num_classes=1000):
     import time
     return Broken(num_classes, lambda logits: time.sleep(0.2) or logits)
@@ -106,6 +121,22 @@ def make_imagenet(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "data"
 
     return make
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> Path:
+    """Return a data root with an ImageNet of four classes that a colour tells, under noise: easy to learn."""
+    home = tmp_path / "coloured" / "imagenet"
+    for label, wnid in enumerate(WNIDS[:4]):
+        for number in range(14):
+            folder = home / ("train" if number < 8 else "val") / wnid
+            folder.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([label, number]).normal(0, 25, (36, 40, 3))
+            pixels = noise + (np.array([(200, 60, 60), (60, 200, 60), (60, 60, 200), (180, 180, 60)][label]))
+            name = f"ILSVRC2012_val_{14 * label + number + 1:08d}.JPEG"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name, quality=90)
+    (home / "synsets.txt").write_text("\n".join(WNIDS[:4]))
+    return tmp_path / "coloured"
 
 
 @pytest.fixture

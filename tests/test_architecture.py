@@ -12,10 +12,14 @@ PACKAGES = ("harness", "tasks", "baselines")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
-    "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record",
+    "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "store",
+    "checkpoint",
     "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
-    "preprocessing", "device", "graphs", "observe", "timing", "task_id", "task", "runner", "costs", "executors", "store", "api",
-    "race", "leaderboard", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report", "baseline", "audit",
+    "preprocessing",
+    "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",
+    "executors", "api",
+    "race", "leaderboard", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report", "baseline",
+    "audit",
     "inspection", "submission",
     "doctor", "breakdown", "reference", "scaling", "sweep", "plot",
     "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "audit_cli", "cache_cli", "cli",

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from conftest import noise_jpeg
+from torch import nn
 
 from harness import run
 from harness.errors import DataError, SetupError
 from harness.leaderboard import make_boards
 from harness.task import build_task
+from tasks.classification import Classification
 from tasks.clevr import PRESETS, Clevr
 from tasks.data.clevr_scenes import Scene, count_class, distance_class
 
@@ -258,7 +260,8 @@ def test_a_users_own_model(make_clevr: Make, nets: str, tmp_path: Path) -> None:
     count, distance = sorted(records, key=lambda record: record.task)
     assert count.error is None
     assert count.setup.preprocessing.crop_mode == "squash"
-    assert [m.metric.name for m in count.measurements] == ["top1", "top5", "majority", "train_majority"]
+    shown = [m.metric.name for m in count.measurements if not m.metric.minor]
+    assert shown == ["top1", "top5", "majority"]
     assert count.values()["majority"] == pytest.approx(70)
     assert count.values()["train_majority"] == pytest.approx(30)
     assert count.details["label_histogram"]["train"] == {
@@ -286,3 +289,32 @@ def test_guesses_are_scored_on_what_was_evaluated(make_clevr: Make, nets: str, t
     (record,) = run([f"{nets}:tiny"], ["clevr_count:knn"], data=root, results=tmp_path / "results", limit=4)
     assert record.details["label_histogram"]["val"]["3"] == 4  # every second one
     assert (record.values()["majority"], record.values()["train_majority"]) == (100, 100)
+
+
+class Plain(nn.Module):
+    """What a plain ViT says of its tokens."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens = prefix
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "expected"),
+    [
+        ("clevr_count:knn", Plain(1), ("last", "mean")),
+        ("clevr_count:knn,pooling=class", Plain(1), ("last", "class")),
+        ("clevr_count:knn", Plain(0), ("last", "default")),
+        ("clevr_count:knn", nn.Identity(), ("last", "default")),
+        ("clevr_dist:linear,preset=dseq", Plain(1), ("last", "class")),
+        ("clevr_dist:linear,preset=dseq", nn.Identity(), ("last", "default")),
+        ("clevr_dist:linear,preset=vissl", Plain(1), ("last", "mean")),
+        ("imagenet:linear", Plain(1), ("last", "default")),
+        ("imagenet:linear,preset=dseq", Plain(1), ("last4", "mean")),
+        ("imagenet:linear,preset=dseq,layer=3", Plain(1), ("3", "default")),
+    ],
+)
+def test_what_a_probe_reads_where_nothing_was_asked_for(task: str, model: nn.Module, expected: tuple[str, str]) -> None:
+    found = build_task(task)
+    assert isinstance(found, Classification)
+    assert found.protocol.source(model, found) == expected

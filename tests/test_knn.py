@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +16,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn import functional
 
-from harness.errors import ModelError
+from harness.errors import ModelError, SetupError
 from harness.features import Features
 from harness.record import Setup
 from tasks.frozen import check_finite
-from tasks.metrics.accuracy import rank
-from tasks.protocols.knn import NearestNeighbours, vote
+from tasks.metrics.accuracy import Accuracy, rank
+from tasks.protocols import knn
+from tasks.protocols.knn import NearestNeighbours, nearest, vote
 
 K, T = 20, 0.07
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def random(rows: int, width: int = 24, seed: int = 0) -> Tensor:
@@ -78,7 +86,7 @@ def test_similarities_never_exceed_a_block(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", matmul)
     vote(queries, bank, labels(20_000, 5), K, T, 5, block=1000)
-    assert len(seen) == 20
+    assert len(seen) == 20 + 1  # and the candidates in double precision
     assert max(seen) == 64 * 1000
 
 
@@ -174,3 +182,93 @@ def test_a_dead_model_scores_a_constant() -> None:
     votes = predict(dead, features(dead, TRAIN.targets))
     assert (votes == votes[0]).all()
     assert rank(votes, 1)[0, 0] == TRAIN.targets[:K].bincount(minlength=7).argmax()
+
+
+def measure(
+    train: Features, test: Features, split: str = "val", **options: Any
+) -> tuple[dict[str, float | None], dict[str, Any]]:
+    task: Any = SimpleNamespace(num_classes=7, evaluated_on=split, meter=lambda: Accuracy(7))
+    protocol = NearestNeighbours(**options)
+    found = protocol.measure(train, test, task, Setup())
+    return {each.metric.name: each.value for each in found.measurements}, protocol.details
+
+
+def named(values: Tensor, targets: Tensor, prefix: str) -> Features:
+    return Features(values, targets, [f"{prefix}{index}" for index in range(len(values))])
+
+
+def test_all_neighbourhoods_come_from_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = named(random(500, seed=1), labels(500, 7, 1), "a"), named(random(90, seed=2), labels(90, 7, 2), "b")
+    searches = []
+    monkeypatch.setattr(knn, "nearest", lambda *args: searches.append(args[2]) or nearest(*args))
+    found, _ = measure(train, test, k=5)
+    assert searches == [200]
+    for k in (5, 10, 20, 100, 200):
+        judge = KNeighborsClassifier(
+            k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / T)
+        ).fit(train.values.numpy(), train.targets.numpy())
+        expected = 100 * judge.score(test.values.numpy(), test.targets.numpy())
+        assert found["top1" if k == 5 else f"top1_k{k}"] == pytest.approx(expected)
+
+
+def test_an_image_is_no_neighbour_of_itself() -> None:
+    # With labels that know nothing of the features, a neighbour that is the image itself makes everything right.
+    values, targets = random(300, seed=3), labels(300, 7, seed=4)
+    found, details = measure(named(values, targets, "a"), named(values, targets, "a"), "train", k=1)
+    assert details["left_out_themselves"] == 300
+    assert found["top1"] is not None
+    assert found["top1"] < 30
+    judge = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(values.numpy(), targets.numpy())
+    # Asked without queries, scikit-learn leaves each image out of its own neighbours.
+    others = judge.kneighbors(return_distance=False)[:, 0]
+    assert found["top1"] == pytest.approx(100 * float((targets[others] == targets).double().mean()))
+
+
+def test_the_same_name_in_another_split_is_another_image() -> None:
+    train = named(random(60, seed=3), labels(60, 7, seed=4), "a")
+    found, details = measure(train, train, k=1)
+    assert details["left_out_themselves"] == 0
+    assert found["top1"] == 100
+
+
+def test_an_only_training_image_has_no_neighbour() -> None:
+    similarities, _ = nearest(random(1), random(1), 1, torch.tensor([0]))
+    assert similarities.tolist() == [[-torch.inf]]
+
+
+@pytest.mark.parametrize("copies", [1, 100])
+def test_candidates_find_what_an_exact_search_finds(copies: int) -> None:
+    # Copies differ by less than single precision tells, so that candidates alone would miss some.
+    bank = random(50, 16, seed=5).repeat(copies, 1)
+    bank = functional.normalize(
+        bank + 1e-7 * torch.randn(bank.shape, generator=torch.Generator().manual_seed(1)), dim=1
+    )
+    queries = random(80, 16, seed=6)
+    exact = knn._all(queries, bank, 10, torch.full((80,), -1), 7)
+    similarities, indices = nearest(queries, bank, 10, block=1000)
+    assert torch.equal(indices, -exact % 2**32)
+    assert similarities.shape == (80, 10)
+
+
+def test_memory_does_not_grow_with_the_number_of_keys() -> None:
+    def peak(keys: int) -> int:
+        code = (
+            "import resource, torch; from tasks.protocols.knn import nearest; torch.set_num_threads(1);"
+            f"bank = torch.nn.functional.normalize(torch.randn({keys}, 16), dim=1);"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+            "nearest(bank[:512], bank, 200);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        return int(done.stdout) // 1024
+
+    small, large = peak(20_000), peak(200_000)
+    # All products of the large bank would take 390 MiB in single precision.
+    assert large < 250
+    assert large < small + 60
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"temperature": 0.0}, {"temperature": -1.0}])
+def test_options_that_mean_nothing(options: dict[str, Any]) -> None:
+    with pytest.raises(SetupError, match="cannot be used: expected at least one neighbour and a positive temperature"):
+        NearestNeighbours(**options)

@@ -165,7 +165,7 @@ def test_a_training_draws_on_without_end(small: Path) -> None:
     assert task.stream(7)(123)[::2] == (content, name)
     assert task.stream(7)(123)[1] == expected.distance_class
     (small.parent / "other").mkdir()
-    with pytest.raises(DataError, match="not made by this generator"):
+    with pytest.raises(SetupError, match="not made by this generator"):
         EndlessScenes.of(small.parent / "other", count_class, 7)
 
 

@@ -17,7 +17,8 @@ import typer
 from harness import sweep_cli
 from harness.errors import BenchError, SetupError
 from harness.plot import THEMES, draw_curves
-from harness.scaling import fit_power_law, t_quantile
+from harness.scaling import fit_power_law
+from harness.statistics import t_quantile
 from harness.sweep import Curve, Point, curve, parse_sides, points_table, slopes_table
 
 MODELS = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -114,6 +114,11 @@ class Pyramid(nn.Module):
             maps = stage(maps, context)
             pyramid.append(maps)
         return pyramid
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Tell the order of the layers for learning rates that differ by layer: each block is one."""
+        stages = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)\.norm", (99999,))]
+        return {"stem": r"^stages\.0\.embedding", "blocks": [(r"^stages\.(\d+)\.embedding", (0,)), *stages]}
 
 
 CARD = ModelCard(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,11 @@ class VisionTransformer(nn.Module):
         """Return one map (B, C, ceil(H / 16), ceil(W / 16)) of images (B, 3, H, W)."""
         tokens = self.forward_features(images)[:, self.prefix :]
         return [to_map(tokens, grid_of((images.shape[-2], images.shape[-1]), PATCH))]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Tell the order of the layers, as timm does of its ViTs, for learning rates that differ by layer."""
+        blocks: list[tuple[str, Any]] = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:

@@ -6,10 +6,10 @@ import gc
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.cache import Rows
 from harness.errors import DataError, reason
@@ -19,6 +19,9 @@ from harness.progress import say
 from harness.record import Setup
 from harness.task import Batch
 from tasks.data.labelled import LabelledImages
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 
 class Batches:
@@ -38,22 +41,11 @@ class Batches:
         workers: int = 0,
         shared: Rows | None = None,
     ) -> None:
-        from torch.utils.data import DataLoader
-
         self._images = images
         self._indices = indices
         self._setup = setup
         decoded: Any = _Decoded(images, indices, setup, shared)
-        with _without_advice():
-            self._loader: DataLoader[Any] = DataLoader(
-                decoded,
-                batch_size=setup.batch_size,
-                num_workers=workers,
-                # A fork starts in milliseconds; a worker only decodes, so it needs nothing that a fork breaks.
-                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-                collate_fn=partial(_collate, setup=setup),
-                pin_memory=setup.device.startswith("cuda"),
-            )
+        self._loader = data_loader(decoded, setup.batch_size, partial(_collate, setup=setup), setup, workers)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -61,7 +53,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         import torch
 
-        loaded = self._start()
+        loaded = start(self._loader)
         try:
             for pixels, positions in loaded:
                 if isinstance(pixels, DataError):
@@ -78,15 +70,40 @@ class Batches:
         finally:
             del loaded  # An error's traceback would keep the worker processes.
 
-    def _start(self) -> Iterator[Any]:
-        """Start the worker processes, if any."""
-        # A worker that inherits the remains of an earlier loader must not collect them: it would wait for its workers.
-        gc.freeze()
-        try:
-            with _without_advice():
-                return iter(self._loader)
-        finally:
-            gc.unfreeze()
+
+def data_loader(
+    items: Any,
+    batch_size: int,
+    collate: Callable[[list[Any]], Any],
+    setup: Setup,
+    workers: int,
+    positions: Sequence[int] | None = None,
+) -> DataLoader[Any]:
+    """Return torch's loader of items by position: all of them in order, or those of `positions`."""
+    from torch.utils.data import DataLoader
+
+    with _without_advice():
+        return DataLoader(
+            items,
+            batch_size=batch_size,
+            sampler=positions,
+            num_workers=workers,
+            # A fork starts in milliseconds; a worker only decodes, so it needs nothing that a fork breaks.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            collate_fn=collate,
+            pin_memory=setup.device.startswith("cuda"),
+        )
+
+
+def start(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the worker processes, if any."""
+    # A worker that inherits the remains of an earlier loader must not collect them: it would wait for its workers.
+    gc.freeze()
+    try:
+        with _without_advice():
+            return iter(loader)
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

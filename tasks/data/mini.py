@@ -203,11 +203,12 @@ def _cover(scene: Scene, values: Array) -> Array:
 def _detail(ink: Array) -> float:
     """Return the bits per pixel that the ink (H, W) adds to the JPEG of a grainy picture, times the short side."""
     grain = 6 * np.random.default_rng(0).standard_normal(ink.shape)
-    with_ink, without = (_jpeg(np.rint(shade + grain).astype(np.uint8)) for shade in (64 + 128 * ink, 128))
+    with_ink, without = (encode(np.rint(shade + grain).astype(np.uint8)) for shade in (64 + 128 * ink, 128))
     return 8 * (len(with_ink) - len(without)) / ink.size * float(min(ink.shape))
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+def encode(picture: NDArray[np.uint8]) -> bytes:
+    """Return a picture (H, W, 3) or (H, W) as the content of a JPEG file."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
@@ -327,5 +328,5 @@ def _write(folder: Path, seed: int, difficulty: float, counts: tuple[int, int]) 
     for label, split, index, name in track(list(_names(counts)), "draw pictures"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_jpeg(draw(label, split, index, seed=seed, difficulty=difficulty)))
+        path.write_bytes(encode(draw(label, split, index, seed=seed, difficulty=difficulty)))
     (folder / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in CLASSES), encoding="utf-8")

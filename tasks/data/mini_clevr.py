@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.errors import DataError, SetupError
+from harness.errors import SetupError
 from harness.progress import track
 from harness.registry import GENERATORS
 from tasks.data.clevr_rays import render, visible
@@ -130,7 +130,7 @@ class EndlessScenes:
         """Return a sequence with the parameters of a generated folder.
 
         Raises:
-            DataError: the folder was made by something else.
+            SetupError: the folder was made by something else.
         """
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
@@ -139,7 +139,7 @@ class EndlessScenes:
         except (OSError, ValueError, KeyError, TypeError):
             known = False
         if not known:
-            raise DataError(f"{folder} was not made by this generator, so its scenes have no sequel. Generate it anew.")
+            raise SetupError(f"{folder} was not made by this generator: leave out fresh=true.")
         return cls(label, number, card["seed"], card["difficulty"], (fewest, most))
 
     def __call__(self, position: int) -> tuple[bytes, int, str]:

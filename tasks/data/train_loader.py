@@ -1,0 +1,130 @@
+"""Batches of augmented training images, whose order and augmentation depend on the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import DataError, reason
+from harness.images import decode
+from harness.record import Setup
+from harness.task import Batch
+from harness.training import seed_generators
+from tasks.data.labelled import LabelledImages
+from tasks.data.loader import data_loader, start
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# From a position in the endless sequence of training items to the content of an image file, its class and its name.
+Source = Callable[[int], tuple[bytes, int, str]]
+
+
+@dataclass
+class Shuffled:
+    """A data set as an endless sequence: one random order after another, each with every item once.
+
+    Args:
+        among: the indices of the items that are used; None for all.
+    """
+
+    images: LabelledImages
+    seed: int
+    among: Sequence[int] | None = None
+    _order: tuple[int, Any] = field(default=(-1, None), init=False, repr=False)
+
+    def __call__(self, position: int) -> tuple[bytes, int, str]:
+        """Return file content, class and name of the item at a position."""
+        index = self.index(position)
+        return self.images.read(index), self.images.targets[index], self.images.names[index]
+
+    def __len__(self) -> int:
+        return len(self.images) if self.among is None else len(self.among)
+
+    def index(self, position: int) -> int:
+        """Return which image stands at a position."""
+        epoch, place = divmod(position, len(self))
+        if self._order[0] != epoch:
+            import numpy
+
+            self._order = epoch, numpy.random.default_rng([self.seed, epoch]).permutation(len(self))
+        chosen = int(self._order[1][place])
+        return chosen if self.among is None else self.among[chosen]
+
+
+class TrainingBatches:
+    """An iterable of the batches from step `first` to before step `steps`, all of one size, with a length.
+
+    Args:
+        transform: from a decoded image to a normalised (3, H, W) tensor; what it draws from the global generators
+            depends on the seed and the item's position.
+        workers: processes that decode; the batches are the same for any number.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Callable[[Any], Tensor],
+        setup: Setup,
+        *,
+        seed: int,
+        batch: int,
+        steps: int,
+        first: int = 0,
+        workers: int = 0,
+    ) -> None:
+        self._items = _Items(source, transform, seed)
+        self._setup = setup
+        self._batch = batch
+        self._workers = workers
+        self._steps = range(first, steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        import torch
+
+        positions = range(self._steps.start * self._batch, self._steps.stop * self._batch)
+        loaded = start(data_loader(self._items, self._batch, _collate, self._setup, self._workers, positions))
+        try:
+            for samples in loaded:
+                if isinstance(samples, DataError):
+                    raise samples
+                images, targets, names = samples
+                yield Batch(images, torch.tensor(targets), names)
+        finally:
+            del loaded  # An error's traceback would keep the worker processes.
+
+
+@dataclass
+class _Items:
+    """The training items by position; an unreadable one is its error, which worker processes keep whole."""
+
+    source: Source
+    transform: Callable[[Any], Any]
+    seed: int
+
+    def __getitem__(self, position: int) -> Any:
+        seed_generators(self.seed, "item", position)
+        try:
+            content, target, name = self.source(position)
+            image = decode(content, "pil", name)
+        except DataError as error:
+            return error
+        try:
+            return self.transform(image), target, name
+        except Exception as error:
+            return DataError(f"{name} cannot be augmented ({reason(error)}). Restore the file, or remove it.")
+
+
+def _collate(samples: list[Any]) -> Any:
+    """Stack the images of a batch, or pass on the first error."""
+    import torch
+
+    failure = next((sample for sample in samples if isinstance(sample, DataError)), None)
+    if failure:
+        return failure
+    images, targets, names = zip(*samples, strict=True)
+    return torch.stack(images), targets, names
