@@ -99,7 +99,7 @@ class ExpeditBlocks(OpenBlocks):
 
     def _cluster(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the prefix with the clusters, and the weights (B, h * w, M) of the way back."""
-        cells = (max(round(grid[0] * self.share), 1), max(round(grid[1] * self.share), 1))
+        cells = (max(round(int(grid[0]) * self.share), 1), max(round(int(grid[1]) * self.share), 1))
         # Differences of large squares have no digits left in half precision.
         map_tokens = tokens[:, self.prefix :].float()
         centroids = cluster(map_tokens, grid, cells, self.temperature)

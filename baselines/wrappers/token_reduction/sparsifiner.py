@@ -70,7 +70,8 @@ class MaskPredictor(nn.Module):
         sparse = torch.zeros_like(coefficients).scatter(-1, places, largest)
         basis = self.proj_back_n.abs()
         scores = sparse @ torch.where(basis > BASIS_THRESHOLD, basis, 0.0).mT
-        seen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(self.kept, dim=-1).indices, True)
+        chosen = scores.topk(self.kept, dim=-1).indices
+        seen = torch.zeros_like(scores).scatter(-1, chosen, torch.ones_like(scores)) > 0
         return torch.cat([seen.new_ones(*seen.shape[:2], self.prefix, seen.shape[-1]), seen], dim=2)
 
     def approximation(self, query: Tensor, key: Tensor) -> Tensor:
