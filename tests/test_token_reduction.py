@@ -298,6 +298,18 @@ def test_the_class_token_is_never_dropped(name: str) -> None:
             assert all(notes[f"kept.{place}"][:, 0].all() for place in (0, 4, 8))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("carrier", ["vit_t16_cls", "vit_t16"])
+def test_merging_equal_tokens_loses_nothing(carrier: str) -> None:
+    base = build(carrier)
+    base.pos_embed.zero_()
+    flat = images_of()[..., :1, :1].expand(2, 3, *SIZE)
+    merged = tome(copy.deepcopy(base), r=3)
+    context = AttentionContext((0, 0))
+    torch.testing.assert_close(merged(flat, context), base(flat), rtol=1e-5, atol=1e-5)
+    assert context.auxiliary["source"].max() < 4
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("model_id", [case for case in cases(METHODS) if needs_no_class(case.rpartition("+")[2])])
