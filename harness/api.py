@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,6 +19,7 @@ from harness.graphs import check_graphs
 from harness.journal import Journal
 from harness.metric import Outcomes
 from harness.models import callable_id, public_id
+from harness.predictions import measure_predictions
 from harness.preprocessing import OVERRIDES
 from harness.progress import say, waiting
 from harness.record import Preprocessing, Record, Setup, Weights
@@ -77,9 +78,11 @@ class Records(Sequence[Record]):
 
 
 def run(
-    model: str | Callable[..., Any] | Sequence[str],
+    model: str | Callable[..., Any] | Sequence[str] | None,
     task: str | Sequence[str],
     *,
+    predictions: str | Path | None = None,
+    annotations: str | Path | None = None,
     weights: str | Path = "random",
     allow_partial: bool = False,
     data: str | Path | None = None,
@@ -95,14 +98,13 @@ def run(
     """Evaluate models on tasks, and return the records; those that exist already are not measured again.
 
     Args:
-        model: one or several model ids, or a callable that returns an `nn.Module`; a callable runs in this process.
-        task: one or several task ids.
+        model: ids, or a callable that returns an `nn.Module`, which runs in this process; with predictions their name.
+        predictions: a file or folder of these to measure in place of a model.
+        annotations: the truth for predictions, where it is not in the data root.
         weights: `random`, `pretrained`, `own`, or a file.
         data: root of the data sets; `BENCH_DATA` or `data` by default.
-        results: where records go.
         rerun: measure again what exists.
         workers: processes that load data; by default one a core, at most 8.
-        threads: of torch.
         cache: folder of features and decoded images; `BENCH_CACHE` or the user's cache folder by default.
         cache_limit: of that folder, in GiB; `BENCH_CACHE_LIMIT` or 20 by default, 0 for no cache.
         executor: `process` runs each pair in a process of its own, `inline` in this one.
@@ -111,19 +113,59 @@ def run(
     Raises:
         BenchError: a request that cannot run; nothing has been measured then.
     """
-    workers = min(8, cores()) if workers is None else workers
+    if predictions is not None or annotations is not None or not model:
+        _check_predictions(model, predictions, annotations, weights, options)
+        return _measure_predictions(str(predictions), task, model, annotations, data, Store(Path(results)), rerun)
     setup, file = build_setup(weights, allow_partial, **options)
     if callable(model):
         model, executor = callable_id(model), "inline"
     models, tasks = ([value] if isinstance(value, str) else list(value) for value in (model, task))
-    jobs = [
-        Job(
-            model=m, task=t, setup=setup, data=Path(data) if data else None, weights_file=file, workers=workers,
-            threads=threads, **chosen_cache(cache, cache_limit),
-        )
-        for m, t in itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks)))
-    ]  # fmt: skip
+    here: dict[str, Any] = {
+        "data": Path(data) if data else None, "weights_file": file, "threads": threads,
+        "workers": min(8, cores()) if workers is None else workers, **chosen_cache(cache, cache_limit),
+    }  # fmt: skip
+    pairs = itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks)))
+    jobs = [Job(model=m, task=t, setup=setup, **here) for m, t in pairs]
     return run_jobs(jobs, Store(Path(results)), EXECUTORS[executor], rerun)
+
+
+def _measure_predictions(
+    file: str,
+    task: str | Sequence[str],
+    name: Any,
+    annotations: str | Path | None,
+    data: str | Path | None,
+    store: Store,
+    rerun: bool,
+) -> Records:
+    """Measure predictions, and say what came of them."""
+    tasks = [task] if isinstance(task, str) else list(task)
+    model = name if name is None or isinstance(name, str) else name[0]
+    truth, root = (Path(path) if path else None for path in (annotations, data))
+    measured, skipped = measure_predictions(
+        Path(file), tasks, store, model=model, annotations=truth, data=root, rerun=rerun
+    )
+    for record in measured:
+        say(summary(record))
+    return Records(tuple(measured), skipped)
+
+
+def _check_predictions(
+    model: object, predictions: object, annotations: object, weights: object, options: Mapping[str, Any]
+) -> None:
+    """Refuse what only a model that runs can use."""
+    if predictions is None and annotations is None:
+        raise SetupError("There is nothing to evaluate: give --model, or --predictions.")
+    if predictions is None:
+        raise SetupError("--annotations replaces the truth for --predictions: give these too.")
+    if model is not None and not isinstance(model, str) and (callable(model) or len(model) != 1):  # type: ignore[arg-type]
+        raise SetupError("With --predictions, --model is one name for the record.")
+    defaults = Setup()
+    used = [name for name, value in options.items() if value not in (None, getattr(defaults, name, None))]
+    if weights != "random":
+        used.insert(0, "weights")
+    if used:
+        raise SetupError(f"--{used[0].replace('_', '-')} has no meaning with --predictions: no model runs. Drop it.")
 
 
 def build_setup(weights: str | Path, allow_partial: bool = False, **options: Any) -> tuple[Setup, Path | None]:

@@ -14,6 +14,7 @@ from harness.task import build_task
 # Package, its import name, and what it is for.
 OPTIONAL = (
     ("datasets", "datasets", "ImageNet from Hugging Face or parquet files"),
+    ("faster-coco-eval", "faster_coco_eval", "a third opinion on average precision"),
     ("nvidia-ml-py", "pynvml", "clock, heat, company and energy of a GPU"),
     ("scikit-learn", "sklearn", "the reference tests"),
 )

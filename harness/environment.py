@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,21 +15,20 @@ from harness.nvml import NotReadable, open_gpu
 from harness.record import Environment
 from harness.registry import ROOT
 
-PACKAGES = ("torch", "torchvision", "timm", "fvcore", "numpy", "pillow", "safetensors")
+PACKAGES = ("torch", "torchvision", "timm", "fvcore", "numpy", "pillow", "pycocotools", "safetensors")
 
 
 def environment(device: str) -> Environment:
     """Describe this machine and process for a record made on `device`."""
     import psutil
-    import torch
 
     commit, dirty = _commit()
     software, power_limit = gpu_state(device) if device.startswith("cuda") else ({}, None)
     return Environment(
-        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(),
+        device=machine(device, 0)[0],
         cpu=cpu_name(),
         cores=cores(),
-        threads=torch.get_num_threads(),
+        threads=_threads(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -38,6 +38,12 @@ def environment(device: str) -> Environment:
         power_limit=power_limit,
         cpu_quota=quota(),
     )
+
+
+def _threads() -> int:
+    """The threads of torch; one where nothing that ran has imported it, as with predictions made elsewhere."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else 1
 
 
 def machine(device: str, threads: int) -> tuple[str, ...]:

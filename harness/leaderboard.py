@@ -88,6 +88,8 @@ def why_unranked(record: Record) -> str:
     """Return why a record does not rank; empty where it does."""
     if record.error:
         return record.error
+    if record.provenance == "published":
+        return f"published, not measured: {record.details.get('source', 'no source')}"
     if record.setup.limit is not None:
         return f"--limit {record.setup.limit}: only a part of the data was evaluated"
     if record.untrained == "never" and record.setup.weights.source == "random":
@@ -159,6 +161,8 @@ def who(record: Record) -> tuple[str, str, str]:
     if weights.missing or weights.unexpected:
         source += f" (partial: {len(weights.missing)} missing, {len(weights.unexpected)} unexpected)"
     image = _size(record.setup)
+    if record.provenance == "predictions":
+        source, image = f"predictions: {weights.file}", "any"
     if preprocessing.overridden:
         image += f" (set: {', '.join(preprocessing.overridden)})"
     return record.model, source, image

@@ -17,6 +17,14 @@ WEIGHTS_HELP = (
 )
 
 Model = Annotated[list[str], typer.Option(help=MODEL_HELP)]
+ModelOrName = Annotated[list[str] | None, typer.Option(help=MODEL_HELP + " With --predictions, the name in records.")]
+Predictions = Annotated[
+    Path | None,
+    typer.Option(help="Measure this in place of a model: COCO results, a folder of label PNGs, a table of classes."),
+]
+Annotations = Annotated[
+    Path | None, typer.Option(help="With --predictions: the truth, where it is not in the data root.")
+]
 Task = Annotated[list[str], typer.Option(help="Task ids, such as imagenet, imagenet:knn, cost. Several may follow.")]
 Weights = Annotated[str, typer.Option(help=WEIGHTS_HELP)]
 AllowPartial = Annotated[

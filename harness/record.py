@@ -56,7 +56,8 @@ class Weights:
     """Which weights ran.
 
     Args:
-        source: `random` (seeded), `pretrained` (timm's hub), `own` (as the user's callable built them), or `file`.
+        source: `random` (seeded), `pretrained` (timm's hub), `own` (as the user's callable built them), `file`, or
+            `predictions`: no model ran, and the file holds what one predicted.
         file: the file's name, without its folder.
         file_sha256: of the file.
         allow_partial: whether missing and unexpected keys were let pass.
@@ -66,7 +67,7 @@ class Weights:
         sha256: of names, types, shapes and bytes of the state that ran.
     """
 
-    source: Literal["random", "pretrained", "own", "file"] = "random"
+    source: Literal["random", "pretrained", "own", "file", "predictions"] = "random"
     file: str = ""
     file_sha256: str = ""
     allow_partial: bool = False

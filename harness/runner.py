@@ -19,7 +19,7 @@ from harness.journal import Journal
 from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
-from harness.record import DataStamp, Record, Setup, Weights, digest, record_name
+from harness.record import DataStamp, Provenance, Record, Setup, Weights, digest, record_name
 from harness.task import BatchTask, Task, build_task
 from harness.weights import load_weights, state_sha256
 
@@ -35,6 +35,7 @@ class Job:
         model: the model id as the user gave it.
         data: root of the data sets; None for the default.
         weights_file: where `setup.weights.source == "file"` is read from.
+        annotations: the truth in place of the data root's, for predictions.
         workers: processes that load data.
         threads: of torch; None leaves torch's choice.
         cache: folder of features and decoded images; None for none.
@@ -46,6 +47,7 @@ class Job:
     setup: Setup
     data: Path | None = None
     weights_file: Path | None = None
+    annotations: Path | None = None
     workers: int = 0
     threads: int | None = None
     cache: Path | None = None
@@ -170,7 +172,13 @@ def _built(job: Job, task: Task, num_classes: int | None) -> nn.Module:
 
 
 def describe(
-    request: Request, setup: Setup, evaluation: Evaluation, error: str | None, started: datetime, seconds: float
+    request: Request,
+    setup: Setup,
+    evaluation: Evaluation,
+    error: str | None,
+    started: datetime,
+    seconds: float,
+    provenance: Provenance = "measured",
 ) -> Record:
     """Put together the record of a job that ran."""
     job = request.job
@@ -187,8 +195,8 @@ def describe(
         setup=setup,
         data=request.data,
         environment=environment(setup.device),
-        provenance="measured",
-        command=command(job),
+        provenance=provenance,
+        command=_predictions_command(job) if provenance == "predictions" else command(job),
         started_at=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
         details=dict(evaluation.details),
@@ -220,10 +228,17 @@ def choices(job: Job) -> list[str]:
     for name in ("image_size", "crop_pct", "crop_mode", "interpolation", "decoder", "mean", "std"):
         value = getattr(setup.preprocessing, name)
         if value is not None:
-            words += [
-                f"--{name.replace('_', '-')}",
-                ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
-            ]
+            words += [f"--{name.replace('_', '-')}", _text(value)]
     if setup.preprocessing.antialias is not None:
         words.append("--antialias" if setup.preprocessing.antialias else "--no-antialias")
     return words
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _predictions_command(job: Job) -> str:
+    """The command line that measures the same predictions, with files named without their folders."""
+    words = ["run_bench.py", "run", "--model", job.model, "--task", job.task, "--predictions", job.setup.weights.file]
+    return " ".join([*words, "--annotations", job.annotations.name] if job.annotations else words)

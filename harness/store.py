@@ -67,7 +67,9 @@ class Store:
                 content = to_csv(outcomes)
                 record = replace(record, outcomes_sha256=hashlib.sha256(content).hexdigest())
                 # No name and no time in the gzip header: equal outcomes are equal bytes.
-                write_atomically(self.outcomes / f"{record.name}.csv.gz", gzip.compress(content, mtime=0))
+                write_atomically(
+                    self.outcomes / f"{record.name}.csv.gz", gzip.compress(content, compresslevel=6, mtime=0)
+                )
             record = sealed(record)
             write_atomically(self.records / f"{record.name}.json", to_json(record))
         except OSError as error:

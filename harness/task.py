@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 from harness.cache import Cache
 from harness.checkpoint import Checkpoint
 from harness.device import evaluating, to_device
-from harness.factory import call
+from harness.errors import SetupError
+from harness.factory import call, parameters_of
 from harness.journal import Journal
 from harness.metric import Evaluation, Meter, ResumableMeter
 from harness.progress import track
@@ -148,20 +149,45 @@ class BatchTask(Task):
         return meter.compute()
 
 
-def build_task(task_id: str, data: Path | None = None, workers: int = 0) -> Task:
+@runtime_checkable
+class ReadsPredictions(Protocol):
+    """What a task needs so that predictions made elsewhere can be measured."""
+
+    version: ClassVar[int]
+
+    def data(self) -> DataStamp | None:
+        """Return the stamp of the data, as `Task` does."""
+
+    def belongs_to(self, file: Path) -> str | None:
+        """Return the id of another task that a file or folder of predictions is for; None where it is for this one."""
+
+    def evaluate_predictions(self, file: Path) -> Evaluation:
+        """Measure a file or folder of predictions.
+
+        Raises:
+            DataError: it is incomplete, or cannot be measured.
+        """
+
+
+def build_task(task_id: str, data: Path | None = None, workers: int = 0, annotations: Path | None = None) -> Task:
     """Build the task that an id names: `cost`, `imagenet`, `imagenet:knn`, `imagenet:knn,k=10`.
 
     Args:
         data: root of the data sets.
         workers: processes that load data; they change no number.
+        annotations: the truth in place of the data root's, where a task takes it.
 
     Raises:
         UnknownName: with the nearest names.
-        SetupError: an option that the task and its variant do not have.
+        SetupError: an option that the task and its variant do not have, or annotations for a task that takes none.
     """
     factory, variant = resolve_task(task_id)
     options: dict[str, Any] = {"data": data, "workers": workers}
     if variant:
         options["variant"] = variant
+    if annotations is not None:
+        if "annotations" not in parameters_of(factory):
+            raise SetupError(f"The task {task_id!r} takes no --annotations: its truth comes with the data root.")
+        options["annotations"] = annotations
     task: Task = call(factory, task_id, **options)
     return task

@@ -35,6 +35,7 @@ class Classification(BatchTask):
         data: root of the data sets; None for the default.
         workers: processes that decode images.
         variant: the entry of the protocol, which makes a classifier of a model; the model's own head by default.
+        annotations: a list of files and labels in place of the data root, for predictions made elsewhere.
 
     Class attributes:
         evaluated_on: the split that is evaluated.
@@ -46,8 +47,15 @@ class Classification(BatchTask):
     evaluated_on: ClassVar[str] = "val"
     augmentation: ClassVar[Geometry] = "crop"
 
-    def __init__(self, data: Path | None = None, workers: int = 0, variant: Entry[Any] | None = None) -> None:
+    def __init__(
+        self,
+        data: Path | None = None,
+        workers: int = 0,
+        variant: Entry[Any] | None = None,
+        annotations: Path | None = None,
+    ) -> None:
         self.root = data
+        self.annotations = annotations
         self.workers = workers
         self.protocol = (variant or PROTOCOLS.get(self.default_variant)).build()
         self.untrained = self.protocol.untrained
@@ -120,6 +128,22 @@ class Classification(BatchTask):
             details["unranked"] = unranked
             say(f"{self.split(self.evaluated_on).stamp.name}: {'; '.join(unranked)}. The result does not rank.")
         return replace(evaluation, details=details)
+
+    def belongs_to(self, file: Path) -> str | None:
+        """Return None: a table of classes fits every classification task."""
+        return None
+
+    def evaluate_predictions(self, file: Path) -> Evaluation:
+        """Measure a table of the best classes of each image.
+
+        Raises:
+            DataError: images that are missing, unknown or repeated, or classes that are none.
+        """
+        from tasks.data.top_classes import read_top_classes
+
+        meter = self.meter()
+        meter.rows = read_top_classes(file, self.split(self.evaluated_on))
+        return meter.compute()
 
     def split_batches(self, name: str, setup: Setup, indices: Sequence[int] | None = None) -> Batches:
         """Return the batches of some images of a split; by default of so many as the setup's limit allows."""

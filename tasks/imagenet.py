@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.errors import DataError
 from harness.registry import TASKS
 from tasks.classification import Classification
-from tasks.data.ground_truth import read_flat_folder
+from tasks.data.ground_truth import read_flat_folder, read_list
 from tasks.data.image_folder import folders_in, read_class_folders
 from tasks.data.labelled import LabelledImages, images_in
 from tasks.data.roots import data_name, data_root, find
@@ -42,6 +42,8 @@ class ImageNet(Classification):
 
         An unpacked folder goes before the tar file that it came from.
         """
+        if self.annotations:
+            return read_list(self.annotations, class_ids(self.annotations.parent), "imagenet", split)
         if hub := self._on_hub():
             return read_hugging_face(hub, class_ids(Path()), "imagenet", split)
         home = self._home()
@@ -75,7 +77,7 @@ class ImageNet(Classification):
         Raises:
             DataError: the file is something else.
         """
-        path = Path() if self._on_hub() else self._home() / "real.json"
+        path = Path() if self._on_hub() or self.annotations else self._home() / "real.json"
         if not path.is_file():
             return {}
         labels = _real_labels(path)

@@ -217,3 +217,14 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
     return fake
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data root with small generated data in the layouts of COCO and of ADE20K."""
+    from tasks.data import mini_ade20k, mini_coco
+
+    root = tmp_path_factory.mktemp("scenes")
+    mini_coco.generate(root, train=2, val=8)
+    mini_ade20k.generate(root, train=2, val=5)
+    return root

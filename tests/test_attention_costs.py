@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixers import CASES, build, site, takes_prefix, tokens_of
+from mixers import CASES, build, context_after, site, takes_prefix, tokens_of
 from torch import Tensor, nn
 
 from harness.costs.counter import MacCount, MacCounter, count_macs
@@ -42,8 +42,9 @@ def test_closed_forms_of_the_mixer(name: str, prefix: int, grid: tuple[int, int]
     tokens = torch.zeros(1, prefix + grid[0] * grid[1], 48, device="meta")
     with torch.device("meta"):
         mixer = ATTENTIONS.get(name).build(place).eval()
+    context = context_after(name, place, tokens, grid)
     with MacCounter() as counter:
-        mixer(tokens, AttentionContext(grid))
+        mixer(tokens, context)
     card = ATTENTIONS.get(name).card
     assert parameters_of(mixer) == card.parameters(place)
     assert products(counter.result()) == card.macs(place)
@@ -87,15 +88,17 @@ def test_closed_forms_in_the_carrier(name: str, carrier: str, controls: Mapping[
 
 
 class OnGrid(nn.Module):
-    """A mixer on one grid, as a module of tokens alone: what exporters and compilers take."""
+    """Two blocks of a mixer on one grid, as a module of tokens alone: what exporters and compilers take."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.mixer = build(name, site(GRID))
+        self.mixers = nn.ModuleList(build(name, site(GRID, layer=layer, depth=2)) for layer in (0, 1))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        mixed: Tensor = self.mixer(tokens, AttentionContext(GRID))
-        return mixed
+        context = AttentionContext(GRID)
+        for mixer in self.mixers:
+            tokens = mixer(tokens, context)
+        return tokens
 
 
 @every_name
@@ -138,7 +141,7 @@ from harness.registry import ATTENTIONS
 torch.set_num_threads(1)
 name, training, grid = sys.argv[1], sys.argv[2] == "training", (128, 128)
 place = AttentionSite(384, 6, grid, 0, 1, 12, 0, 16)
-mixer = ATTENTIONS.get("identity" if name == "matrix" else name).build(place)
+mixer = ATTENTIONS.get("identity" if name == "matrix" else name).build(place).train(training)
 tokens = torch.randn(1, 128 * 128, 384, requires_grad=training)
 
 def step():
@@ -165,7 +168,16 @@ def growth_mib(name: str, mode: str) -> float:
 # The scores and weights of one head, 16,384 x 16,384 numbers each in single precision; there are six heads.
 ONE_HEAD_MIB = 2048
 # These attend to all tokens or to a fixed share of them, by quadratic work, and strip attention with a map of it.
-QUADRATIC = ("conv_projection", "gated_positional", "softmax", "strip")
+QUADRATIC = (
+    "conv_projection",
+    "gated_positional",
+    "multi_scale_fusion",
+    "polyline_path",
+    "self_guided",
+    "softmax",
+    "strip",
+    "token_aware",
+)
 
 
 @pytest.mark.slow

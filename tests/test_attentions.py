@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 import torch
-from mixers import CASES, build, site, takes_prefix, tokens_of
-from torch import nn
+from mixers import CASES, build, context_after, crosses_blocks, site, takes_prefix, tokens_of
+from torch import Tensor, nn
 
 from harness.errors import ModelError
 from harness.models import AttentionCard, AttentionContext
@@ -26,6 +26,10 @@ def built(name: str, prefix: int, layer: int = 1) -> nn.Module:
     return build(name, site(GRID, prefix, layer))
 
 
+def context(name: str, tokens: Tensor, prefix: int, layer: int = 1, grid: tuple[int, int] = GRID) -> AttentionContext:
+    return context_after(name, site(GRID, prefix, layer), tokens, grid)
+
+
 @every_case
 @pytest.mark.parametrize("layer", [0, 1])
 @torch.no_grad()
@@ -34,7 +38,7 @@ def test_any_grid_and_batch(name: str, prefix: int, layer: int) -> None:
     for grid in ((1, 1), (2, 1), (5, 9), (14, 14), (16, 3), (23, 17)):
         for batch in (1, 3):
             tokens = tokens_of(grid, prefix, batch)
-            mixed = mixer(tokens, AttentionContext(grid))
+            mixed = mixer(tokens, context(name, tokens, prefix, layer, grid))
             assert mixed.shape == tokens.shape
             assert mixed.isfinite().all()
 
@@ -44,18 +48,20 @@ def test_any_grid_and_batch(name: str, prefix: int, layer: int) -> None:
 def test_input_is_left_alone(name: str, prefix: int) -> None:
     tokens = tokens_of(GRID, prefix)
     before = tokens.clone()
-    built(name, prefix)(tokens, AttentionContext(GRID))
+    built(name, prefix)(tokens, context(name, tokens, prefix))
     assert torch.equal(tokens, before)
 
 
 @every_case
-@pytest.mark.parametrize("layer", [0, 1])
-def test_gradients_reach_everything(name: str, prefix: int, layer: int) -> None:
-    mixer = copy.deepcopy(built(name, prefix, layer))
-    tokens = tokens_of(GRID, prefix).requires_grad_()
-    mixed = mixer(tokens, AttentionContext(GRID))
+def test_gradients_reach_everything(name: str, prefix: int) -> None:
+    """Two blocks are a whole stage: what the first leaves for later ones is used by the second."""
+    mixers = [build(name, site(GRID, prefix, layer, depth=2)) for layer in (0, 1)]
+    tokens, shared = tokens_of(GRID, prefix).requires_grad_(), AttentionContext(GRID)
+    mixed = tokens
+    for mixer in mixers:
+        mixed = mixer(mixed, shared)
     (mixed * torch.randn_like(mixed)).sum().backward()
-    for place, leaf in [("tokens", tokens), *mixer.named_parameters()]:
+    for place, leaf in [("tokens", tokens), *(pair for mixer in mixers for pair in mixer.named_parameters())]:
         assert leaf.grad is not None, place
         assert leaf.grad.isfinite().all(), place
         assert leaf.grad.any(), place
@@ -64,8 +70,10 @@ def test_gradients_reach_everything(name: str, prefix: int, layer: int) -> None:
 @every_case
 @torch.no_grad()
 def test_evaluation_is_deterministic(name: str, prefix: int) -> None:
+    mixer, tokens = built(name, prefix), tokens_of(GRID, prefix)
+    contexts = [context(name, tokens, prefix) for _ in range(2)]
     state = torch.get_rng_state()
-    first, second = (built(name, prefix)(tokens_of(GRID, prefix), AttentionContext(GRID)) for _ in range(2))
+    first, second = (mixer(tokens, each) for each in contexts)
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -74,8 +82,8 @@ def test_evaluation_is_deterministic(name: str, prefix: int) -> None:
 @torch.no_grad()
 def test_images_do_not_see_each_other(name: str, prefix: int) -> None:
     mixer, tokens = built(name, prefix), tokens_of(GRID, prefix, batch=3)
-    together = mixer(tokens, AttentionContext(GRID))
-    alone = torch.cat([mixer(image, AttentionContext(GRID)) for image in tokens.split(1)])
+    together = mixer(tokens, context(name, tokens, prefix))
+    alone = torch.cat([mixer(image, context(name, image, prefix)) for image in tokens.split(1)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -84,8 +92,9 @@ def test_images_do_not_see_each_other(name: str, prefix: int) -> None:
 @torch.no_grad()
 def test_half_precision(name: str, prefix: int, dtype: torch.dtype) -> None:
     tokens = tokens_of(GRID, prefix)
-    exact = built(name, prefix)(tokens, AttentionContext(GRID))
-    rounded = copy.deepcopy(built(name, prefix)).to(dtype)(tokens.to(dtype), AttentionContext(GRID))
+    exact = built(name, prefix)(tokens, context(name, tokens, prefix))
+    half = tokens.to(dtype)
+    rounded = copy.deepcopy(built(name, prefix)).to(dtype)(half, context(name, half, prefix))
     assert rounded.dtype is dtype
     allowed = 0.05 if dtype is torch.bfloat16 else 0.01
     assert (rounded.float() - exact).abs().mean() < allowed * exact.abs().mean()
@@ -99,7 +108,8 @@ def test_weights_fit_any_image_size(name: str, prefix: int) -> None:
     for own in (GRID, (3, 5), (28, 28)):
         fresh = ATTENTIONS.get(name).build(site(own, prefix)).eval()
         fresh.load_state_dict(mixer.state_dict(), strict=True)
-        assert torch.equal(mixer(tokens, AttentionContext(GRID)), fresh(tokens, AttentionContext(GRID)))
+        expected = mixer(tokens, context(name, tokens, prefix))
+        assert torch.equal(fresh(tokens, context(name, tokens, prefix)), expected)
 
 
 @every_case
@@ -109,7 +119,16 @@ def test_runs_without_memory(name: str, prefix: int) -> None:
         mixer = ATTENTIONS.get(name).build(site(GRID, prefix))
     assert all(tensor.is_meta for tensor in (*mixer.parameters(), *mixer.buffers()))
     tokens = tokens_of((5, 9), prefix).to("meta")
-    assert mixer.eval()(tokens, AttentionContext((5, 9))).shape == tokens.shape
+    assert mixer.eval()(tokens, context(name, tokens, prefix, grid=(5, 9))).shape == tokens.shape
+
+
+@pytest.mark.parametrize("name", [name for name in ATTENTIONS if crosses_blocks(name)])
+@torch.no_grad()
+def test_blocks_hear_of_earlier_ones_and_can_do_without(name: str) -> None:
+    mixer, tokens = built(name, 0), tokens_of(GRID)
+    alone = mixer(tokens, AttentionContext(GRID))
+    assert alone.isfinite().all()
+    assert (mixer(tokens, context(name, tokens, 0)) - alone).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", list(ATTENTIONS))

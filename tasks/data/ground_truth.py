@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import DataError, reason
 from tasks.data.image_folder import no_images
-from tasks.data.labelled import EXTENSIONS, LabelledImages, from_files, images_in, to_targets
+from tasks.data.labelled import EXTENSIONS, Files, LabelledImages, from_files, images_in, stamp, to_targets
 
 DEVKIT_LIST = "ILSVRC2012_validation_ground_truth.txt"
 LISTS = (
@@ -34,6 +34,21 @@ def read_flat_folder(folder: Path, home: Path, classes: tuple[str, ...], name: s
         raise no_images(folder, classes)
     targets = targets_of(names, find_list(folder, home, split), classes)
     return from_files(folder, names, targets, classes, name, split)
+
+
+def read_list(listing: Path, classes: tuple[str, ...], name: str, split: str) -> LabelledImages:
+    """Read files and labels from a list alone; the images are not there, and cannot be read.
+
+    Raises:
+        DataError: it is no such list.
+    """
+    rows = _rows(listing)
+    if len(rows[0]) < 2:
+        raise DataError(f"{listing.name} has one column: expected a file name and a class id in every line.")
+    names = [file for file, _ in rows]
+    targets = to_targets([label for _, label in rows], classes, listing.name)
+    stamped = stamp(name, split, names, targets, [0] * len(names), len(classes))
+    return LabelledImages(names, targets, Files(listing.parent, names), classes, stamped)
 
 
 def find_list(folder: Path, home: Path, split: str) -> Path:

@@ -69,7 +69,11 @@ class Accuracy:
         measurements = [self._mean_per_class()] if self._per_class else []
         measurements.append(_share(TOP1, self._right(1), len(self.rows)))
         if self._classes > 5:
-            measurements.append(_share(TOP5, self._right(5), len(self.rows)))
+            measurements.append(
+                _share(TOP5, self._right(5), len(self.rows))
+                if self._width == 5
+                else Measurement(TOP5, None, reason=f"only the {self._width} best classes of each image are known")
+            )
         if judged := [row for row in self.rows if self._real.get(str(row[0]))]:
             right = sum(row[2] in self._real[str(row[0])] for row in judged)
             measurements.append(_share(REAL, right, len(judged)))
@@ -79,8 +83,13 @@ class Accuracy:
         if broken:
             details["not_finite_items"] = broken[:20]
         details |= self._order()
-        columns = ("item", "target", *(f"top{place}" for place in range(1, min(5, self._classes) + 1)))
+        columns = ("item", "target", *(f"top{place}" for place in range(1, self._width + 1)))
         return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(self.rows)))
+
+    @property
+    def _width(self) -> int:
+        """How many classes of each image are known."""
+        return len(self.rows[0]) - 2
 
     def _right(self, k: int) -> int:
         """How many images have their target among the best k."""

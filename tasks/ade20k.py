@@ -1,0 +1,184 @@
+"""ADE20K: one of 150 classes for every pixel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.errors import DataError, ModelError, SetupError
+from harness.metric import Evaluation, Measurement, Metric, Outcomes
+from harness.progress import track
+from harness.record import DataStamp, Setup
+from harness.registry import TASKS, Entry, Registry
+from harness.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.data.ade20k import LabelMaps
+    from tasks.metrics.segmentation import Segmentation
+
+NAMES = {"miou": False, "macc": False, "aacc": False, "fwiou": True, "boundary_iou": True}  # whether minor
+Predict = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+@TASKS.register("ade20k")
+class Ade20k(Task):
+    """Mean intersection over union and accuracies, in 0..1, from one confusion matrix over the data set.
+
+    Annotated label 0, `other`, does not count; labels are compared at the size of the annotation.
+
+    A segmenter is what a variant's `adapt(model, task, setup)` returns: a function from some images, PIL pictures in
+    RGB at their original sizes, to one of these an image:
+
+    - logits (150, h, w), a tensor of any size, which is resized to the image's (bilinear, `align_corners=False`) before
+      the best class is taken, or
+    - labels (H, W) from 0 to 149, whole numbers at the image's original size.
+
+    Args:
+        data: root of the data sets; None for the default.
+        workers: processes that load data, for segmenters that use them.
+        variant: the entry of the segmenter's protocol.
+        annotations: a folder of label PNG files in place of the data root's.
+
+    Source: Zhou et al. 2017 (arXiv:1608.05442).
+    """
+
+    variants: ClassVar[Registry[Any] | None] = None
+    evaluated_on: ClassVar[str] = "val"
+
+    def __init__(
+        self,
+        data: Path | None = None,
+        workers: int = 0,
+        variant: Entry[Any] | None = None,
+        annotations: Path | None = None,
+    ) -> None:
+        self.root = data
+        self.workers = workers
+        self.protocol = variant.build() if variant else None
+        self._annotations = annotations
+
+    @cached_property
+    def annotated(self) -> LabelMaps:
+        """The annotations of the evaluated images."""
+        from tasks.data.ade20k import read_split
+
+        return read_split(self.root, self.evaluated_on, self._annotations)
+
+    def data(self) -> DataStamp:
+        """Return the stamp of the annotations."""
+        return self.annotated.stamp
+
+    def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
+        """Measure what the protocol makes of a model."""
+        if self.protocol is None:
+            raise SetupError("ade20k needs a head on the model: name one, ade20k:NAME, or give --predictions.")
+        evaluation = self.measure(self.protocol.adapt(model, self, setup), setup)
+        return replace(evaluation, details={**evaluation.details, **self.protocol.details})
+
+    def measure(self, predict: Predict, setup: Setup) -> Evaluation:
+        """Measure a segmenter on all images, or on so many as the setup allows; see the class for its contract."""
+        from harness.images import decode
+        from tasks.data.ade20k import image_file
+        from tasks.data.loader import spread
+
+        meter = self._meter()
+        chosen = [self.annotated.names[n] for n in spread(len(self.annotated.names), setup.limit)]
+        for start in track(range(0, len(chosen), setup.batch_size), "segment"):
+            names = chosen[start : start + setup.batch_size]
+            files = [image_file(self.root, self.evaluated_on, name) for name in names]
+            outputs = predict([decode(file.read_bytes(), "pil", file.name) for file in files])
+            for name, output in zip(names, outputs, strict=True):
+                annotation = self.annotated.read(name)
+                meter.update(name, to_labels(output, annotation.shape) + 1, annotation)
+        return self._evaluation(meter)
+
+    def belongs_to(self, file: Path) -> str | None:
+        """Return None: every file is for this task."""
+        return None
+
+    def evaluate_predictions(self, file: Path) -> Evaluation:
+        """Measure a folder of label PNG files: 1 to 150 for the classes as in the annotations, 0 for none.
+
+        Raises:
+            DataError: images that are missing or unknown, labels that cannot be, or maps of another size.
+        """
+        from tasks.data.ade20k import CLASSES, match_predictions, read_labels
+
+        meter = self._meter()
+        for name, path in track(match_predictions(file, self.annotated).items(), "compare labels"):
+            labels, annotation = read_labels(path), self.annotated.read(name)
+            if labels.shape != annotation.shape:
+                raise DataError(
+                    f"{path.name} is {labels.shape[1]} x {labels.shape[0]} pixels; expected {annotation.shape[1]} x "
+                    f"{annotation.shape[0]}, the annotation's size. Resize logits before the best class is taken."
+                )
+            if labels.size and labels.max() > CLASSES:
+                raise DataError(
+                    f"{path.name} holds the label {labels.max()}; expected 1 to {CLASSES} for the classes, 0 for none."
+                )
+            meter.update(name, labels, annotation)
+        meter.check_origin()
+        return self._evaluation(meter)
+
+    def _meter(self) -> Segmentation:
+        from tasks.data.ade20k import CLASSES
+        from tasks.metrics.segmentation import Segmentation
+
+        return Segmentation(CLASSES)
+
+    def _evaluation(self, meter: Segmentation) -> Evaluation:
+        values = meter.values()
+        measurements = [
+            Measurement(metric, None, reason="no pixel is annotated")
+            if math.isnan(values[name])
+            else Measurement(metric, values[name])
+            for name, minor in NAMES.items()
+            for metric in [Metric(name, "", higher_is_better=True, decimals=4, minor=minor)]
+        ]
+        classes = self.annotated.classes or [str(label) for label in range(1, meter.classes + 1)]
+        iou = [None if math.isnan(share) else float(share) for share in meter.by_class()]
+        details = {
+            "ignored": "label 0, other, and 255",
+            "size": "that of the annotation",
+            "classes": list(classes),
+            "iou_by_class": iou,
+            "classes_that_occur": sum(share is not None for share in iou),
+        }
+        columns = ("item", "class", "right", "annotated", "predicted")
+        return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(meter.rows)))
+
+
+def to_labels(output: Any, shape: tuple[int, ...]) -> Any:
+    """Return labels (H, W) from logits (C, h, w), or from labels of that size.
+
+    Raises:
+        ModelError: the output is neither, or not finite.
+    """
+    import numpy as np
+    import torch
+    from torch.nn import functional
+
+    from tasks.data.ade20k import CLASSES
+
+    if isinstance(output, torch.Tensor) and output.ndim == 3 and output.is_floating_point():
+        if not output.isfinite().all():
+            raise ModelError("The segmenter returned logits that are NaN or infinite. Try --precision fp32.")
+        if tuple(output.shape[1:]) != tuple(shape):
+            output = functional.interpolate(output.float()[None], size=shape, mode="bilinear", align_corners=False)[0]
+        output = output.argmax(dim=0)
+    labels = np.asarray(output.cpu() if isinstance(output, torch.Tensor) else output)
+    if labels.shape != tuple(shape) or labels.dtype.kind not in "iu":
+        raise ModelError(
+            f"The segmenter returned {labels.dtype} {labels.shape}; expected logits (classes, h, w), or whole numbers "
+            f"{tuple(shape)}, the image's original size."
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < CLASSES:
+        wrong = labels.max() if labels.max() >= CLASSES else labels.min()
+        raise ModelError(f"The segmenter returned the label {wrong}; expected 0 to {CLASSES - 1}.")
+    return labels.astype(np.uint8)

@@ -1,0 +1,264 @@
+"""COCO: average precision of boxes and masks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.errors import ModelError, SetupError
+from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
+from harness.progress import say, track
+from harness.record import DataStamp, Setup
+from harness.registry import TASKS, Entry, Registry
+from harness.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.data.coco import Instances
+    from tasks.metrics.detection import Detections, Objects, Summary
+
+# Who computes the twelve numbers: `pycocotools` or `faster_coco_eval`; ours by default, which equals the former.
+BACKEND = "BENCH_COCO_BACKEND"
+KINDS = {"box": "boxes", "mask": "masks"}
+RANKED = ("ap", "ap50", "ap75")
+ABSENT = "no such objects are annotated, where pycocotools says -1"
+
+Found = Mapping[str, Any]
+Predict = Callable[[Sequence[Any]], Sequence[Found]]
+
+
+@TASKS.register("coco")
+class Coco(Task):
+    """The official twelve numbers for boxes and for masks, in 0..1.
+
+    A detector is what a variant's `adapt(model, task, setup)` returns: a function from some images, PIL pictures in RGB
+    at their original sizes, to one mapping an image, of arrays or CPU tensors:
+
+    - `boxes` (N, 4): left, top, right, bottom in pixels of the original image;
+    - `labels` (N,): positions in `task.instances.categories`, 0 to 79 in COCO;
+    - `scores` (N,): finite; only their order matters;
+    - `masks`: N run-length codes at the original size, as `pycocotools.mask.encode` makes them; only where the
+      detector makes masks, and then for every image.
+
+    Args:
+        data: root of the data sets; None for the default.
+        workers: processes that load data, for detectors that use them.
+        variant: the entry of the detector's protocol.
+        annotations: an annotation file in place of the data root's.
+
+    Source: Lin et al. 2014 (arXiv:1405.0312); cocodataset.org/#detection-eval.
+    """
+
+    variants: ClassVar[Registry[Any] | None] = None
+    evaluated_on: ClassVar[str] = "val"
+
+    def __init__(
+        self,
+        data: Path | None = None,
+        workers: int = 0,
+        variant: Entry[Any] | None = None,
+        annotations: Path | None = None,
+    ) -> None:
+        self.root = data
+        self.workers = workers
+        self.protocol = variant.build() if variant else None
+        self._annotations = annotations
+
+    @cached_property
+    def path(self) -> Path:
+        """The annotation file."""
+        from tasks.data.coco import annotation_file
+
+        return self._annotations or annotation_file(self.root, "instances", self.evaluated_on)
+
+    @cached_property
+    def instances(self) -> Instances:
+        """The annotations of the evaluated images."""
+        from tasks.data.coco import read_instances
+
+        return read_instances(self.path)
+
+    def data(self) -> DataStamp:
+        """Return the stamp of the annotations."""
+        return self.instances.stamp
+
+    def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
+        """Measure what the protocol makes of a model."""
+        if self.protocol is None:
+            raise SetupError("coco needs a detector on the model: name one, coco:NAME, or give --predictions.")
+        evaluation = self.measure(self.protocol.adapt(model, self, setup), setup)
+        return replace(evaluation, details={**evaluation.details, **self.protocol.details})
+
+    def measure(self, predict: Predict, setup: Setup) -> Evaluation:
+        """Measure a detector on all images, or on so many as the setup allows; see the class for its contract."""
+        from harness.images import decode
+        from tasks.data.coco import image_folder
+        from tasks.data.loader import spread
+
+        folder, images = image_folder(self.root, self.path), self.instances.images
+        chosen = spread(len(images), setup.limit)
+        found: list[Found] = []
+        for start in track(range(0, len(chosen), setup.batch_size), "detect"):
+            names = [images[number].file_name for number in chosen[start : start + setup.batch_size]]
+            found += predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
+        boxes, masks = to_detections(found, chosen, len(self.instances.categories))
+        return self._score(boxes, masks, chosen, {"images": len(chosen)})
+
+    def belongs_to(self, file: Path) -> str | None:
+        """Return the task of panoptic segments for a file of these."""
+        from tasks.data.coco_panoptic import is_panoptic
+
+        return "coco_panoptic" if is_panoptic(file) else None
+
+    def evaluate_predictions(self, file: Path) -> Evaluation:
+        """Measure a list of results in COCO's format: boxes, masks or both.
+
+        Raises:
+            DataError: results that cannot be measured.
+        """
+        from tasks.data.coco_results import box_detections, mask_detections, read_results
+
+        results, details = read_results(file, self.instances)
+        if details["images_without_detections"]:
+            say(
+                f"{file.name} has nothing for {details['images_without_detections']} of {self.instances.stamp.size} "
+                f"images, such as {details['first_images_without_detections'][0]}: they count as without detections."
+            )
+        boxes = box_detections(results, self.instances)
+        masks = mask_detections(results, self.instances) if self.instances.has_masks else None
+        origin = "the results' own" if any(result.bbox for result in results) else "those of the masks"
+        return self._score(boxes, masks, range(len(self.instances.images)), {**details, "boxes": origin})
+
+    def _score(
+        self, boxes: Detections | None, masks: Detections | None, images: Sequence[int], details: Mapping[str, Any]
+    ) -> Evaluation:
+        """Compute the numbers of both kinds."""
+        from tasks.metrics.detection import evaluate
+
+        library = os.environ.get(BACKEND, "")
+        count = len(self.instances.categories)
+        measurements: list[Measurement] = []
+        rows: list[Row] = []
+        more: dict[str, Any] = {"evaluator": library or "backbone-bench", **self.instances.category_map()}
+        for (name, kind), detections in zip(KINDS.items(), (boxes, masks), strict=True):
+            if detections is None:
+                measurements += [_measurement(name, number, None, f"no {kind}") for number in _names()]
+                continue
+            objects = _only(self.instances.objects(masks=kind == "masks"), images)
+            summary = evaluate(objects, detections, count, kind)
+            values = _by_library(objects, detections, count, kind, library) if library else summary.values
+            measurements += [_measurement(name, number, values[number]) for number in _names()]
+            more[f"{name}_ap_by_category"] = [None if ap < 0 else float(ap) for ap in summary.by_category]
+            rows += _rows(self.instances, objects, detections, summary, kind)
+        columns = ("item", "masks", "category", "place", "right", "ignored")
+        return Evaluation(tuple(measurements), {**details, **more}, Outcomes(columns, tuple(rows)))
+
+
+def to_detections(
+    found: Sequence[Found], images: Sequence[int], categories: int
+) -> tuple[Detections, Detections | None]:
+    """Return what a detector found, boxes and masks, as arrays.
+
+    Args:
+        found: one mapping an image, see `Coco`.
+        images: the number of each image.
+        categories: how many there are.
+
+    Raises:
+        ModelError: lengths that differ, labels of no category, or numbers that are not finite.
+    """
+    import numpy as np
+
+    from tasks.metrics.detection import Detections
+    from tasks.metrics.overlap import mask_areas
+
+    if len(found) != len(images):
+        raise ModelError(f"The detector returned {len(found)} results for {len(images)} images: expected one each.")
+    parts = [[np.asarray(one[key], float) for one in found] for key in ("labels", "scores", "boxes")]
+    counts = [len(part) for part in parts[0]]
+    labels, scores, corners = np.hstack(parts[0]), np.hstack(parts[1]), np.vstack([b.reshape(-1, 4) for b in parts[2]])
+    if not len(labels) == len(scores) == len(corners):
+        raise ModelError(
+            f"The detector returned {len(corners)} boxes, {len(labels)} labels and {len(scores)} scores: "
+            "expected as many of each in every image."
+        )
+    if not (np.isfinite(scores).all() and np.isfinite(corners).all()):
+        raise ModelError("The detector returned boxes or scores that are NaN or infinite. Try --precision fp32.")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < categories:
+        wrong = labels[(labels < 0) | (labels >= categories)][0]
+        raise ModelError(f"The detector returned the label {wrong:.0f}; expected 0 to {categories - 1}.")
+    boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+    made = Detections(
+        np.repeat(np.asarray(images, np.int64), counts),
+        labels.astype(np.int64),
+        boxes,
+        boxes[:, 2] * boxes[:, 3],
+        scores,
+    )
+    if any(one.get("masks") is None for one in found):
+        return made, None
+    masks = [mask for one in found for mask in one["masks"]]
+    return made, replace(made, masks=masks, area=mask_areas(masks))
+
+
+def _names() -> tuple[str, ...]:
+    from tasks.metrics.detection import NAMES
+
+    return NAMES
+
+
+def _measurement(kind: str, number: str, value: float | None, reason: str = "") -> Measurement:
+    """One of the twelve numbers, an empty cell where it is -1."""
+    metric = Metric(f"{kind}_{number}", "", higher_is_better=True, decimals=4, minor=number not in RANKED)
+    if value is None:
+        return Measurement(metric, None, reason=f"The results hold {reason}.")
+    return Measurement(metric, None, reason=ABSENT) if value < 0 else Measurement(metric, value)
+
+
+def _by_library(objects: Objects, detections: Detections, count: int, kind: str, library: str) -> Mapping[str, float]:
+    from tasks.metrics.detection_reference import LIBRARIES, evaluate
+
+    if library not in LIBRARIES:
+        raise SetupError(f"{BACKEND} is {library!r}; expected one of {', '.join(LIBRARIES)}, or nothing.")
+    return evaluate(objects, detections, count, kind, library)
+
+
+def _only(objects: Objects, images: Sequence[int]) -> Objects:
+    """The objects of some images."""
+    import numpy as np
+
+    kept = np.isin(objects.image, images)
+    if kept.all():
+        return objects
+    masks = [mask for mask, keep in zip(objects.masks, kept, strict=False) if keep]
+    return replace(
+        objects, image=objects.image[kept], category=objects.category[kept], boxes=objects.boxes[kept],
+        area=objects.area[kept], crowd=objects.crowd[kept], masks=masks,
+    )  # fmt: skip
+
+
+def _rows(instances: Instances, objects: Objects, detections: Detections, summary: Summary, kind: str) -> list[Row]:
+    """What average precision over any choice of images can be computed from.
+
+    One row for each detection: its place among all by score, and a bit for each threshold at which it is right and at
+    which it is ignored. And one row for the objects, crowds aside, of each image and category: place -1, their number.
+    """
+    import numpy as np
+
+    ids, masks = [str(image.id) for image in instances.images], int(kind == "masks")
+    chosen = summary.rows
+    place = np.empty(len(chosen), np.int64)
+    place[np.lexsort((chosen, -detections.scores[chosen]))] = np.arange(len(chosen))
+    columns = (detections.image[chosen], detections.category[chosen], place, summary.right, summary.ignored)
+    rows: list[Row] = [
+        (ids[i], masks, *rest) for i, *rest in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    pairs, counts = np.unique(
+        np.stack([objects.image, objects.category], axis=1)[~objects.crowd], axis=0, return_counts=True
+    )
+    return rows + [(ids[i], masks, k, -1, n, 0) for (i, k), n in zip(pairs.tolist(), counts.tolist(), strict=True)]
