@@ -62,3 +62,15 @@ def cosine(optimizer: Optimizer, steps: int, warmup: int, lr_min: float = 0.0) -
         t_in_epochs=False,
     )
     return lambda step: scheduler.step_update(step)
+
+
+def scaled(optimizer: Optimizer, factor: Callable[[int], float]) -> Callable[[int], None]:
+    """Return the function that gives every group its learning rate times a factor of the step, from 0."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def set_rates(step: int) -> None:
+        share = factor(step)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+
+    return set_rates
