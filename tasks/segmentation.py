@@ -36,7 +36,7 @@ PRESETS: dict[str, tuple[DenseRecipe, Scales, Test]] = {
     "dseq": (DenseRecipe(steps=160_000, lr=1e-4, weight_decay=0.05, warmup=1500, drop_path=0.1), ADE, "slide"),
     "short": (DenseRecipe(steps=10_000, lr=1e-4, weight_decay=0.05, warmup=500), ADE, "whole"),
     "mini": (
-        DenseRecipe(steps=120, batch=8, lr=2e-3, weight_decay=0.01, warmup=10),
+        DenseRecipe(steps=120, batch=4, lr=2e-3, weight_decay=0.01, warmup=10),
         Scales(short=128, long=512, crop=(96, 96), least=0.75, most=1.25, distort=False),
         "whole",
     ),
