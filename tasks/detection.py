@@ -30,11 +30,15 @@ class Sizes:
 
     Args:
         anchors: sides of the anchors, over the usual ones.
+        proposals: that the first of two stages hands on.
+        rois: of these, how many an image the second stage is trained on.
     """
 
     short: int
     long: int
     anchors: float = 1.0
+    proposals: int = 1000
+    rois: int = 512
 
 
 # The preprocessing is torchvision's, with a mirror image half the time.
@@ -59,7 +63,7 @@ PRESETS: dict[str, tuple[DenseRecipe, Sizes]] = {
     ),
     "mini": (
         DenseRecipe(steps=150, batch=4, lr=1e-3, weight_decay=0.01, warmup=20, schedule="cosine", clip_grad=10.0),
-        Sizes(128, 256, anchors=0.5),
+        Sizes(128, 256, anchors=0.5, proposals=100, rois=32),
     ),
 }  # fmt: skip
 
@@ -113,12 +117,22 @@ class DetectionProtocol(DenseProtocol):
         pyramid = self.pyramid_on(model, recipe, setup)
         seed_generators(setup.seed, "head", self.head)
         short, long = setup.preprocessing.image_size or (self.sizes.short, self.sizes.long)
-        limit = {"box_detections_per_img": MOST} if self.masks else {"detections_per_img": MOST}
+        limit = self._two_stages() if self.masks else {"detections_per_img": MOST}
         module = HEADS.get(self.head).build(
             pyramid, classes, anchor=self.anchor * self.sizes.anchors, min_size=min(short, long),
             max_size=max(short, long), image_mean=setup.preprocessing.mean, image_std=setup.preprocessing.std, **limit,
         )  # fmt: skip
         return module.to(setup.device)
+
+    def _two_stages(self) -> dict[str, int]:
+        """Torchvision's options of a detector with two stages."""
+        count = self.sizes.proposals
+        return {
+            "box_detections_per_img": MOST,
+            "box_batch_size_per_image": self.sizes.rois,
+            **{f"rpn_{when}_nms_top_n_test": count for when in ("pre", "post")},
+            **{f"rpn_{when}_nms_top_n_train": 2 * count for when in ("pre", "post")},
+        }
 
 
 def _loss(module: Any, setup: Setup, samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> Tensor:

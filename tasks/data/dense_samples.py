@@ -198,10 +198,10 @@ def _mask(annotation: Any, image: Any) -> Tensor:
     import torch
 
     from tasks.data.coco import to_code
-    from tasks.metrics.overlap import mask_codes
+    from tasks.metrics.overlap import draw_mask
 
     code = to_code(annotation.segmentation, image, f"annotation {annotation.id}")
-    return torch.from_numpy(mask_codes().decode(code))
+    return torch.from_numpy(draw_mask(code))
 
 
 def to_tensor(image: Any) -> Tensor:
