@@ -249,7 +249,7 @@ def _measured(module: nn.Module, read: Read, images: Tensor, origin: str) -> Tap
     """
     training = module.training
     module.eval()
-    failure: Exception = ModelError("it was not tried")
+    failure: Exception | None = None
     try:
         for patch in PATCHES:
             padded = pad_to_multiple(images, math.lcm(LEVELS[-1], patch, _partition(module)))
@@ -259,16 +259,19 @@ def _measured(module: nn.Module, read: Read, images: Tensor, origin: str) -> Tap
             except BenchError:
                 raise
             except Exception as error:
-                failure = error
-            else:
-                strides = [round(padded.shape[-1] / one.shape[-1]) for one in found]
+                failure = failure or error
+                continue
+            strides = [round(padded.shape[-1] / one.shape[-1]) for one in found]
+            # What a network of one size was padded to is no rule for other images.
+            if all(stride % patch == 0 for stride in strides):
                 return Taps(read, tuple(one.shape[1] for one in found), tuple(strides), origin)
     finally:
         module.train(training)
     height, width = images.shape[-2:]
+    cause = reason(failure) if failure else "they have no whole stride"
     raise ModelError(
-        f"{type(module).__name__} gives no maps of images of {height} x {width} ({reason(failure)}). A network of one "
-        "size takes --image-size with that size, and test=slide."
+        f"{type(module).__name__} gives no maps of images of {height} x {width} ({cause}). A network of one size takes "
+        "--image-size with that size, and test=slide."
     ) from failure
 
 

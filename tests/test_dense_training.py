@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from harness.checkpoint import Checkpoint
-from harness.errors import SetupError
+from harness.errors import DataError, SetupError
 from harness.metric import Evaluation
 from harness.models import build_model
 from harness.preprocessing import resolve
@@ -22,6 +22,7 @@ from harness.record import Preprocessing, Setup
 from harness.task import build_task
 from tasks.data import mini_ade20k, mini_coco
 from tasks.data.dense_samples import DetectionSample, Samples, Scales, SegmentationSample, objects_by_image
+from tasks.data.train_loader import SampledSteps
 
 SEGMENTERS = ("linear", "semantic_fpn", "upernet")
 DETECTORS = ("mask_rcnn", "retinanet", "fcos")
@@ -167,6 +168,22 @@ def test_training_data_is_part_of_the_stamp(data: Path, tmp_path: Path) -> None:
     assert stamps[0] != stamps[1] != plain[1]
 
 
+def test_position_tables_do_not_decay() -> None:
+    from harness.optimizer import adamw
+    from harness.pyramid import Pyramid
+    from harness.registry import HEADS
+
+    pyramid = Pyramid(build_model("timm:vit_tiny_patch16_224", any_size=True), size=(64, 64))
+    module = HEADS.get("semantic_fpn").build(pyramid, 5)
+    decaying = {
+        id(one) for group in adamw(module, 1e-3, 0.05).param_groups if group["weight_decay"] for one in group["params"]
+    }
+    names = {name for name, parameter in module.named_parameters() if id(parameter) in decaying}
+    assert "pyramid.backbone.blocks.0.attn.qkv.weight" in names
+    assert "decode_head.conv_seg.weight" in names
+    assert not names & {"pyramid.backbone.pos_embed", "pyramid.backbone.cls_token", "decode_head.conv_seg.bias"}
+
+
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +227,35 @@ def test_boxes_and_masks_are_mirrored_with_the_image(data: Path) -> None:
             torch.testing.assert_close(found, box, rtol=0, atol=1e-3)
 
 
+def test_batches_are_the_same_for_any_number_of_processes(data: Path) -> None:
+    task: Any = build_task("ade20k:linear", data)
+    scales = Scales(short=64, long=256, crop=(64, 64))
+    made = [
+        list(
+            SampledSteps(
+                Samples(6, 3, SegmentationSample(task.training, task.training_file, scales)),
+                Setup(), 2, range(1, 4), workers,
+            )
+        )
+        for workers in (0, 2)
+    ]  # fmt: skip
+    assert len(made[0]) == 3
+    for ours, theirs in zip(*made, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_broken_training_image_is_named(data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "broken"
+    shutil.copytree(data, root)
+    path = sorted((root / "ADEChallengeData2016" / "images" / "training").iterdir())[0]
+    path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=rf"{path.name} is not a readable image"):
+        evaluate("ade20k:linear,preset=mini,steps=4,batch=4", root, backbone(), image_size=(64, 64))
+
+
 def test_crowds_are_not_trained_on(data: Path) -> None:
     task: Any = build_task("coco:fcos", data)
     rows = [row for own in objects_by_image(task.training).values() for row in own]
@@ -228,7 +274,44 @@ def test_crowds_are_not_trained_on(data: Path) -> None:
     "task_id", [*(f"ade20k:{head}" for head in SEGMENTERS), *(f"coco:{head}" for head in DETECTORS)]
 )
 def test_each_head_trains_on_each_kind(task_id: str, name: str, size: tuple[int, int], data: Path) -> None:
+    torch.manual_seed(0)
     model = build_model(name, any_size=True)
     evaluation = evaluate(f"{task_id},preset=mini,steps=2,batch=2,frozen=false", data, model, image_size=size)
     assert np.isfinite(evaluation.details["training_loss"]).all()
     assert evaluation.measurements[0].value is not None
+
+
+# --- on the whole embedded data --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("embedded")
+    mini_coco.generate(root)
+    mini_ade20k.generate(root)
+    return root
+
+
+@pytest.mark.slow
+def test_a_segmenter_beats_the_majority_on_the_embedded_scenes(embedded: Path) -> None:
+    task: Any = build_task("ade20k", embedded)
+    labels = np.concatenate([task.annotated.read(name).ravel() for name in task.annotated.names])
+    counts = np.bincount(labels[labels > 0], minlength=151)
+    majority = task.measure(
+        lambda pictures: [np.full(p.size[::-1], counts.argmax() - 1) for p in pictures], Setup(batch_size=8)
+    )
+    torch.manual_seed(0)
+    model = build_model("timm:resnet18", any_size=True)
+    found = values(evaluate("ade20k:semantic_fpn,preset=mini", embedded, model))
+    assert values(majority)["miou"] < 0.1  # type: ignore[operator]
+    assert found["miou"] > 0.3  # type: ignore[operator]
+    assert found["aacc"] > 0.8  # type: ignore[operator]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", DETECTORS)
+def test_a_detector_finds_shapes_in_the_embedded_scenes(head: str, embedded: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model("timm:resnet18", any_size=True)
+    found = values(evaluate(f"coco:{head},preset=mini", embedded, model))
+    assert found["box_ap50"] > 0.05  # type: ignore[operator]

@@ -74,6 +74,11 @@ def test_a_strangers_module_joins_by_three_members_or_by_its_layers() -> None:
         Pyramid(Stranger())
 
 
+def test_a_network_of_one_size_says_what_to_do() -> None:
+    with pytest.raises(ModelError, match=r"gives no maps of images of 64 x 64 .* takes --image-size .* and test=slide"):
+        Pyramid(build_model("timm:mixer_s32_224"), size=(64, 64))
+
+
 def test_a_plain_vit_gets_the_simple_feature_pyramid() -> None:
     pyramid = Pyramid(build_model("vit_t16"))
     kinds = [[type(step).__name__ for step in level.steps] for level in pyramid.levels]  # type: ignore[union-attr]
