@@ -62,7 +62,7 @@ PRESETS: dict[str, tuple[DenseRecipe, Sizes]] = {
         Sizes(512, 853),
     ),
     "mini": (
-        DenseRecipe(steps=150, batch=4, lr=1e-3, weight_decay=0.01, warmup=20, schedule="cosine", clip_grad=10.0),
+        DenseRecipe(steps=100, batch=4, lr=1e-3, weight_decay=0.01, warmup=20, schedule="cosine", clip_grad=10.0),
         Sizes(128, 256, anchors=0.5, proposals=100, rois=32),
     ),
 }  # fmt: skip
