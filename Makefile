@@ -17,7 +17,7 @@ endif
 
 MODELS ?= vit_t16 vit_t16+linear vit_t16+pooling vit_t16+agent \
 	timm:vit_tiny_patch16_224 timm:resnet18 timm:mobilenetv3_small_100 timm:convnext_atto timm:efficientnet_b0 timm:regnety_002
-TASKS ?= imagenet:knn cost
+TASKS ?= imagenet:knn cub:linear clevr_count:linear clevr_dist:linear cost
 # On the embedded scenes only, and on fewer models: each trains a head.
 DENSE_MODELS ?= timm:resnet18 timm:mobilenetv3_small_100
 DENSE_TASKS ?= ade20k:linear,preset=mini coco:fcos,preset=mini

@@ -97,11 +97,11 @@ def job_of(record: Record, model: str = "", weights: Path | None = None, data: P
         raise RecordError(f"{record.name} is {record.provenance}, not measured: there is no run to repeat.")
     if record.error:
         raise RecordError(f"{record.name} failed when it was made ({record.error}): there are no numbers to repeat.")
-    location = record.model.partition("+")[0].rpartition(":")[0]
+    # A submission's records have its name; they tell apart from that what was run.
+    entry = record.details.get("submission", {}).get("entry", record.model)
+    location = entry.partition("+")[0].rpartition(":")[0]
     if location.endswith(".py") and not model:
-        raise RecordError(
-            f"{record.name} was made with {location}: say where it is with --model FOLDER/{record.model}."
-        )
+        raise RecordError(f"{record.name} was made with {location}: say where it is with --model FOLDER/{entry}.")
     stamp = record.setup.weights
     if stamp.source == "file" and weights is None:
         raise RecordError(f"{record.name} was made with {stamp.file}: say where it is with --weights FILE.")
@@ -112,14 +112,15 @@ def job_of(record: Record, model: str = "", weights: Path | None = None, data: P
     )  # fmt: skip
     setup: Setup = replace(record.setup, weights=asked, preprocessing=Preprocessing(**chosen))
     threads = record.environment.threads if record.machine_bound and setup.device == "cpu" else None
-    return Job(
-        model=model or record.model, task=record.task, setup=setup, data=data, weights_file=weights, threads=threads
-    )
+    return Job(model=model or entry, task=record.task, setup=setup, data=data, weights_file=weights, threads=threads)
 
 
 def repeat(job: Job, before: Record, source: Store, target: Store) -> tuple[Record, list[Finding], list[str]]:
     """Run a job again, and return the new record, a finding for every metric, and what differs beside the numbers."""
     (after,) = run_jobs([job], target, EXECUTORS["process"], rerun=True)
+    if "submission" in before.details:
+        outcomes = target.read_outcomes(after) if after.outcomes_sha256 else None
+        after = target.save(replace(after, model=before.model), outcomes)
     findings = judge([before], [after], Policy(), (source, target))
     return after, findings, differing(before, after)
 

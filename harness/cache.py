@@ -128,12 +128,17 @@ class Cache:
         return self.find(key)
 
     def hold(self, key: str) -> Lease:
-        """Keep an entry from being removed for as long as this object lives; waits while another process fills it."""
+        """Keep an entry from being removed until this is closed; waits while another process fills it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lease = Lease(self.folder / f"{key}.lock")
         lease.share()
         self._held.append(lease)
         return lease
+
+    def close(self) -> None:
+        """Let go of all that is held; what was read stays readable."""
+        while self._held:
+            self._held.pop().release()
 
     def entries(self) -> list[Entry]:
         """Return what there is, the least recently used first."""

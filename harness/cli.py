@@ -13,7 +13,16 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from harness import audit_cli, board_cli, cache_cli, compare_cli, cost_cli, options, sweep_cli
+from harness import (
+    audit_cli,
+    board_cli,
+    cache_cli,
+    compare_cli,
+    cost_cli,
+    options,
+    submit_cli,
+    sweep_cli,
+)
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError
 
@@ -31,6 +40,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make the embedded data sets, and see which ones are found.")
 app.add_typer(data_app, name="data")
 app.add_typer(cache_cli.app, name="cache")
+app.add_typer(submit_cli.app, name="submit")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
 app.command("board")(board_cli.board)
@@ -38,6 +48,7 @@ app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)
 app.command("check")(compare_cli.check)
 app.command("compare")(compare_cli.compare)
+app.command("import-published")(submit_cli.import_published)
 
 
 @app.command(cls=ListCommand)

@@ -53,7 +53,7 @@ def compare(store: Store, first: str, second: str) -> tuple[list[Comparison], li
         UnknownName: a model has no records.
         RecordError: they share no task, or a model has several records that fit one of the other's.
     """
-    records = [record for record in store.load() if not record.error]
+    records = [record for record in store.load() if not record.error and record.provenance != "published"]
     for model in (first, second):
         if all(record.model != model for record in records):
             known = sorted({record.model for record in records})

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 Pooling = Literal["default", "class", "mean", "attention"]
 
 
+def prefix_tokens(module: nn.Module) -> int | None:
+    """Return how many tokens a module says that it has before those of its map; None where it is no such module."""
+    declared = getattr(module, "num_prefix_tokens", getattr(module, "prefix", None))
+    return declared if isinstance(declared, int) else None
+
+
 @dataclass(frozen=True)
 class Features:
     """The embeddings of a split, or of the part of it that a limit leaves.

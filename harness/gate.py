@@ -126,9 +126,9 @@ def judge(
 
 
 def _by_pair(records: Iterable[Record], side: str) -> dict[tuple[str, str, str], Record]:
-    """Records by model, task and setup."""
+    """Records by model, task and setup; what others published is no cell."""
     found: dict[tuple[str, str, str], Record] = {}
-    for record in records:
+    for record in (record for record in records if record.provenance != "published"):
         pair = (record.model, record.task, setup_of(record))
         other = found.setdefault(pair, record)
         if other is not record:

@@ -88,6 +88,8 @@ def why_unranked(record: Record) -> str:
     """Return why a record does not rank; empty where it does."""
     if record.error:
         return record.error
+    if record.provenance == "published":
+        return f"published, not measured: {record.details.get('source', 'no source')}"
     if record.setup.limit is not None:
         return f"--limit {record.setup.limit}: only a part of the data was evaluated"
     if record.untrained == "never" and record.setup.weights.source == "random":

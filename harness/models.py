@@ -57,6 +57,8 @@ class AttentionSite:
         depth: blocks in the whole carrier.
         stage: index of the stage, from 0; always 0 in an isotropic carrier.
         stride: pixels of the image along each side of a token.
+        first: layer of the first block of the stage; always 0 in an isotropic carrier.
+        last: layer of the last block of the stage; -1 for the last of the carrier.
     """
 
     dim: int
@@ -67,6 +69,18 @@ class AttentionSite:
     depth: int
     stage: int
     stride: int
+    first: int = 0
+    last: int = -1
+
+    @property
+    def block(self) -> int:
+        """Index of the block in its stage, from 0."""
+        return self.layer - self.first
+
+    @property
+    def ends_stage(self) -> bool:
+        """Whether no block of the stage comes after this one."""
+        return self.layer == self.last % self.depth
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,8 @@ class AttentionCard(ModelCard):
     Args:
         equation: what it computes, in one line.
         parameters: from a site to the number of the mixer's parameters.
-        macs: from a site to the MACs of one image at the site's own grid, products and convolutions alone.
+        macs: from a site to the MACs of one image at the site's own grid: products, convolutions and Fourier
+            transforms alone.
     """
 
     equation: str = ""
@@ -90,7 +105,8 @@ class AttentionContext:
 
     Args:
         grid: height and width of the token map of these tokens; may differ from the site's.
-        memory: state that crosses blocks, such as a significance map or earlier tokens.
+        memory: state that crosses blocks, such as a significance map or earlier tokens. A mixer must do without what
+            it does not find, since it may be called alone.
         auxiliary: what others read: attention maps, masks, training losses.
     """
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.leaderboard import Board, LeftOut, Row
 from harness.metric import Metric
+from harness.published import beside
 from harness.record import Record
 from harness.tables import best_shown
 
@@ -49,17 +50,22 @@ def _json(found: Any) -> str:
 
 def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, Any]:
     """Return what the script draws: boards, models with their records, environments, and what was left out."""
-    models = _Models()
+    models, published = _Models(), defaultdict(list)
     for board in boards:
         for row in board.rows:
             models.add(row.record, "")
+    for one in beside(boards, left_out):
+        published[one.record.model].append(one.cells)
+    left_out = [item for item in left_out if item.record.provenance != "published"]
     for item in left_out:
         models.add(item.record, item.reason)
     count = sum(len(board.rows) for board in boards)
     return {
         "summary": f"{count:,} ranked results of {len(models.found):,} models on {len(boards):,} boards",
         "boards": [_board(board, models.numbers) for board in boards],
-        "models": [{"name": name, "records": found, "published": []} for name, found in models.found.items()],
+        "models": [
+            {"name": name, "records": found, "published": published[name]} for name, found in models.found.items()
+        ],
         "environments": models.environments,
         "leftOut": [[f"{one.record.model} on {one.record.task} ({one.record.key})", one.reason] for one in left_out],
     }

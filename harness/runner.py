@@ -102,6 +102,7 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
     torch.set_num_threads(job.threads or torch.get_num_threads())
     started, clock = datetime.now(UTC), time.perf_counter()
     setup, evaluation, error = job.setup, Evaluation(()), None
+    cache = Cache(job.cache, job.cache_limit, public_id(job.model), request.source_sha256) if job.cache else None
     try:
         task = build_task(job.task, job.data, job.workers)
         module, setup = prepare(job, task)
@@ -110,13 +111,16 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
         task.rebuild = lambda seed: place(prepare(replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup)
         if request.journal and isinstance(task, BatchTask):
             task.journal = Journal(request.journal, state)
-        if job.cache and isinstance(task, BatchTask):
-            task.cache = Cache(job.cache, job.cache_limit, public_id(job.model), request.source_sha256)
+        if isinstance(task, BatchTask):
+            task.cache = cache
         evaluation = task.evaluate(place(module, setup), setup)
     except BenchError as failure:
         error = str(failure)
     except Exception as failure:
         error = f"{reason(failure)}. Run the model by itself on a batch of images to mend it."
+    finally:
+        if cache:
+            cache.close()
     seconds = time.perf_counter() - clock
     return describe(request, setup, evaluation, error, started, seconds), evaluation.outcomes
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.leaderboard import Board, LeftOut, Row, differences
 from harness.metric import Metric
+from harness.published import beside, shown
 from harness.race import Race, Standing
 from harness.record import Record
 
@@ -21,9 +22,30 @@ def to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> str:
               for task, labels in differences(boards).items()]  # fmt: skip
     for board in boards:
         parts += [f"## {escape(board.title)}", board_to_markdown(board)]
+    parts += published_to_markdown(boards, left_out)
+    left_out = [item for item in left_out if item.record.provenance != "published" or item.record.error]
     if left_out:
         parts += ["## Left out", "\n".join(f"- {_label(item.record)}: {escape(item.reason)}" for item in left_out)]
     return "\n\n".join(parts) + "\n"
+
+
+def published_to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> list[str]:
+    """Return the section of what others published, a table a task, beside what was measured; nothing where none did."""
+    from tabulate import tabulate
+
+    found = beside(boards, left_out)
+    parts = ["## Published and claimed"] if found else []
+    for task in dict.fromkeys(one.record.task for one in found):
+        mine = [one for one in found if one.record.task == task]
+        body = [[escape(cell) for cell in (one.record.model, *one.cells)] for one in shown(mine)]
+        head = ["model", "metric", "value", "measured", "difference", "source"]
+        align = ("left", "left", "right", "right", "right", "left")
+        parts.append(f"### {escape(task)}")
+        if body:
+            parts.append(tabulate(body, head, tablefmt="pipe", colalign=align, disable_numparse=True))
+        if len(body) < len(mine):
+            parts.append(f"{len(mine) - len(body):,} more published values are of models that were not measured here.")
+    return parts
 
 
 def board_to_markdown(board: Board) -> str:

@@ -51,7 +51,7 @@ def canonical(task_id: str) -> str:
         taken = [each[option] for each in _holders(factory, entry) if _takes(each, option, text)]
         values = [_convert(option, text, parameter) for parameter in taken]
         if any(value != parameter.default for value, parameter in zip(values, taken, strict=True)):
-            chosen.append(f"{option}={values[0]}")
+            chosen.append(f"{option}={str(values[0]).lower() if isinstance(values[0], bool) else values[0]}")
     return ",".join([name + (f":{variant}" if variant else ""), *chosen])
 
 

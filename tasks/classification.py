@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import SetupError
+from harness.features import Pooling
 from harness.metric import Evaluation
 from harness.progress import say
 from harness.record import DataStamp, Setup
@@ -92,6 +93,10 @@ class Classification(BatchTask):
     def uses_classifier(self) -> bool:
         """Whether the protocol uses the model's own classifier."""
         return bool(getattr(self.protocol, "uses_classifier", True))
+
+    def default_pooling(self, model: nn.Module) -> Pooling:
+        """Return how protocols on frozen features pool where nothing was asked for: as the model itself does."""
+        return "default"
 
     def data(self) -> DataStamp:
         """Return the stamp of the evaluated split; its fingerprint covers the splits that the protocol trains on."""

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.errors import DataError
+from harness.features import Pooling, prefix_tokens
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import TASKS, Entry
@@ -160,6 +161,10 @@ class Clevr(Classification):
     def _expected(self) -> dict[str, int]:
         """How many scenes each split has on the whole data set."""
         return PRESETS[self.preset].official()
+
+    def default_pooling(self, model: nn.Module) -> Pooling:
+        """Return `mean` for a model with a class token, which tells less of where things are."""
+        return "mean" if prefix_tokens(model) else "default"
 
     def stream(self, seed: int) -> Callable[[int], tuple[bytes, int, str]]:
         """Return training scenes without end, from a position to file content, class and name.

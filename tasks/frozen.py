@@ -34,7 +34,7 @@ class FrozenProtocol(ABC):
 
     Args:
         layer: whose output: `last`, `last4` (the last four, concatenated), an index, or the name of a module.
-        pooling: `default` (the model's own embedding), `class`, `mean` or `attention`.
+        pooling: `default` (the model's own embedding, unless the task says otherwise), `class`, `mean` or `attention`.
         layout: how to read that output where its shape does not tell: `NCHW`, `NHWC`, `NLC`, or `1+NLC` for one token
             before those of the map.
     """
@@ -61,6 +61,11 @@ class FrozenProtocol(ABC):
             train: of all training images, all finite. What is chosen is chosen on a held-out part of them.
         """
 
+    def source(self, model: nn.Module, task: Classification) -> tuple[str, Pooling]:
+        """Return the layer and the pooling that were asked for; where none was, pooling is the task's default."""
+        own = self.pooling == "default" and self.layer == "last"
+        return self.layer, task.default_pooling(model) if own else self.pooling
+
     def measure(self, train: Features, test: Features, task: Classification, setup: Setup) -> Evaluation:
         """Fit on the one, and evaluate on the other, which is touched once."""
         predict, meter = self.fit(train, task.num_classes, setup), task.meter()
@@ -73,7 +78,8 @@ class FrozenProtocol(ABC):
 
     def evaluate(self, model: nn.Module, task: Classification, setup: Setup) -> Evaluation:
         """Extract the features of both splits, measure, and say in the record what the features were."""
-        chosen: dict[str, Any] = {"layer": self.layer, "pooling": self.pooling, "layout": self.layout}
+        layer, pooling = self.source(model, task)
+        chosen: dict[str, Any] = {"layer": layer, "pooling": pooling, "layout": self.layout}
         train = extract(model, task, "train", replace(setup, limit=None), **chosen)
         check_finite(train)
         test = extract(model, task, task.evaluated_on, setup, **chosen)

@@ -107,6 +107,20 @@ def test_a_run_is_repeated(nets: str, make_imagenet: Callable[..., Path], tmp_pa
     assert "source:" in told
 
 
+def test_a_record_of_a_submission_is_repeated_as_what_ran(
+    nets: str, make_imagenet: Callable[..., Path], tmp_path: Path
+) -> None:
+    data, store = make_imagenet(), Store(tmp_path / "results")
+    (record,) = run(f"{nets}:tiny", "imagenet", data=data, results=tmp_path / "ran", workers=0, batch_size=4)
+    stamped = replace(record, model="mine", details={**record.details, "submission": {"entry": "nets.py:tiny"}})
+    stamped = store.save(stamped, Store(tmp_path / "ran").read_outcomes(record))
+    with pytest.raises(RecordError, match=r"say where it is with --model FOLDER/nets.py:tiny"):
+        job_of(stamped)
+    code, told = rerun(stamped, store.root, "--model", f"{nets}:tiny", "--data", str(data))
+    assert code == 0, told
+    assert "top1: same. the same outcome on every item" in told
+
+
 def test_what_a_record_needs_to_be_repeated_is_named() -> None:
     with pytest.raises(RecordError, match=r"made with nets.py: say where it is with --model FOLDER/nets.py:tiny"):
         job_of(accuracy("nets.py:tiny"))

@@ -8,6 +8,7 @@ import inspect
 import pytest
 import timm
 import torch
+from mixers import takes_prefix
 from torch import Tensor, nn
 
 from harness.errors import ModelError
@@ -37,14 +38,6 @@ def parameters_of(model_id: str) -> int:
     """Count the parameters of a model as published, without memory for them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_model(model_id).parameters())
-
-
-def takes_prefix(attention: str) -> bool:
-    try:
-        ATTENTIONS.get(attention).build(AttentionSite(64, 4, (4, 4), prefix=1, layer=0, depth=12, stage=0, stride=16))
-    except ModelError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module", params=list(MODELS))

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from conftest import noise_jpeg
+from torch import nn
 
 from harness import run
 from harness.errors import DataError, SetupError
 from harness.leaderboard import make_boards
 from harness.task import build_task
+from tasks.classification import Classification
 from tasks.clevr import PRESETS, Clevr
 from tasks.data.clevr_scenes import Scene, count_class, distance_class
 
@@ -287,3 +289,32 @@ def test_guesses_are_scored_on_what_was_evaluated(make_clevr: Make, nets: str, t
     (record,) = run([f"{nets}:tiny"], ["clevr_count:knn"], data=root, results=tmp_path / "results", limit=4)
     assert record.details["label_histogram"]["val"]["3"] == 4  # every second one
     assert (record.values()["majority"], record.values()["train_majority"]) == (100, 100)
+
+
+class Plain(nn.Module):
+    """What a plain ViT says of its tokens."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens = prefix
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "expected"),
+    [
+        ("clevr_count:knn", Plain(1), ("last", "mean")),
+        ("clevr_count:knn,pooling=class", Plain(1), ("last", "class")),
+        ("clevr_count:knn", Plain(0), ("last", "default")),
+        ("clevr_count:knn", nn.Identity(), ("last", "default")),
+        ("clevr_dist:linear,preset=dseq", Plain(1), ("last", "class")),
+        ("clevr_dist:linear,preset=dseq", nn.Identity(), ("last", "default")),
+        ("clevr_dist:linear,preset=vissl", Plain(1), ("last", "mean")),
+        ("imagenet:linear", Plain(1), ("last", "default")),
+        ("imagenet:linear,preset=dseq", Plain(1), ("last4", "mean")),
+        ("imagenet:linear,preset=dseq,layer=3", Plain(1), ("3", "default")),
+    ],
+)
+def test_what_a_probe_reads_where_nothing_was_asked_for(task: str, model: nn.Module, expected: tuple[str, str]) -> None:
+    found = build_task(task)
+    assert isinstance(found, Classification)
+    assert found.protocol.source(model, found) == expected

@@ -61,7 +61,7 @@ def lines(record: Any) -> dict[str, Any]:
     from harness.record import to_json
 
     content = json.loads(to_json(record))
-    for name in ("environment", "started_at", "seconds"):
+    for name in ("environment", "started_at", "seconds", "content_sha256"):
         del content[name]
     return content
 

@@ -9,26 +9,27 @@ from torch.nn import functional as F
 from baselines.layers.grid import to_map, to_tokens
 from baselines.layers.heads import merge_heads, split_heads
 from baselines.layers.linear import linear
-from harness.models import AttentionContext, AttentionSite, ModelCard
+from harness.models import AttentionCard, AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS
 
 TABLE_SIDE = 7
+IMAGE_SIDE = 224
 
 
 class PositionBias(nn.Module):
     """A learned bias between agents and tokens: a coarse map, plus a term a row, plus a term a column.
 
-    The terms have the site's height and width; on another grid all three are interpolated.
+    The terms of rows and columns have the length of a map of 224 pixels; on another grid all three are interpolated.
 
     Source: arXiv:2312.08874, section 4.2.
     """
 
-    def __init__(self, heads: int, agents: int, grid: tuple[int, int], prefix: int) -> None:
+    def __init__(self, site: AttentionSite, agents: int) -> None:
         super().__init__()
-        self.map = _table(heads, agents, TABLE_SIDE, TABLE_SIDE)
-        self.row = _table(heads, agents, grid[0], 1)
-        self.column = _table(heads, agents, 1, grid[1])
-        self.prefix = _table(heads, agents, prefix) if prefix else None
+        self.map = _table(site.heads, agents, TABLE_SIDE, TABLE_SIDE)
+        self.row = _table(site.heads, agents, map_side(site), 1)
+        self.column = _table(site.heads, agents, 1, map_side(site))
+        self.prefix = _table(site.heads, agents, site.prefix) if site.prefix else None
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """Return the bias (heads, agents, prefix + h * w) of a token map (h, w)."""
@@ -56,8 +57,8 @@ class AgentAttention(nn.Module):
         self.qkv = linear(site.dim, 3 * site.dim)
         self.proj = linear(site.dim, site.dim)
         self.convolution = nn.Conv2d(site.dim, site.dim, kernel_size=3, padding=1, groups=site.dim)
-        self.gathering = PositionBias(site.heads, side**2, site.grid, site.prefix)
-        self.reading = PositionBias(site.heads, side**2, site.grid, site.prefix)
+        self.gathering = PositionBias(site, side**2)
+        self.reading = PositionBias(site, side**2)
 
     def forward(self, tokens: Tensor, context: AttentionContext) -> Tensor:
         """Return tokens (B, prefix + h * w, C) mixed over all of them."""
@@ -85,18 +86,43 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if maps.shape[-2:] == size else F.interpolate(maps, size=size, mode="bilinear")
 
 
+def map_side(site: AttentionSite) -> int:
+    """Return the side of a map of 224 pixels."""
+    return -(-IMAGE_SIDE // site.stride)
+
+
+def side_at(site: AttentionSite) -> int:
+    """Return the released 3, 4, 7, 7 agents along a side at strides 4, 8, 16, 32."""
+    return 3 if site.stride <= 4 else 4 if site.stride <= 8 else 7
+
+
+def parameters(site: AttentionSite) -> int:
+    """Return the closed form: four projections with bias, the depthwise convolution, and two position biases."""
+    terms = TABLE_SIDE**2 + 2 * map_side(site) + site.prefix
+    return 4 * (site.dim + 1) * site.dim + 10 * site.dim + 2 * site.heads * side_at(site) ** 2 * terms
+
+
+def macs(site: AttentionSite) -> int:
+    """Return the closed form: four projections, four products with the agents, and the depthwise convolution."""
+    places = site.grid[0] * site.grid[1]
+    return (places + site.prefix) * 4 * (site.dim**2 + side_at(site) ** 2 * site.dim) + 9 * places * site.dim
+
+
 @ATTENTIONS.register(
     "agent",
-    ModelCard(
+    AttentionCard(
         title="Agent Attention: On the Integration of Softmax and Linear Attention",
         paper="arXiv:2312.08874",
         source="section 4.2; agent numbers of the released configurations",
-        notes="agents follow from the site's grid: 9 from 56x56 up, 16 from 28x28 up, else 49, as released for 224 "
-        "pixels (the released Agent-DeiT-S has 49 at 448 pixels too); all blocks of vit_b16_cls have agents, where the "
-        "released Agent-DeiT-B has 81 in its first four blocks only",
+        equation="softmax(Q A^T / sqrt(d) + B2) softmax(A K^T / sqrt(d) + B1) V + DWC(V)",
+        parameters=parameters,
+        macs=macs,
+        notes="agents follow from the stride: 9, 16, 49, 49 at strides 4, 8, 16, 32, as released; terms of rows and "
+        "columns have the length for 224 pixels at any image size, where the released models for more pixels have "
+        "longer ones; all blocks of vit_b16_cls have agents, where the released Agent-DeiT-B has 81 in its first four "
+        "blocks only",
     ),
 )
 def agent(site: AttentionSite) -> nn.Module:
     """Build agent attention; it takes any prefix and grid."""
-    shorter = min(site.grid)
-    return AgentAttention(site, side=3 if shorter >= 56 else 4 if shorter >= 28 else 7)
+    return AgentAttention(site, side_at(site))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from baselines.layers.prefix import refuse_prefix
-from harness.models import AttentionContext, AttentionSite, ModelCard
+from harness.models import AttentionCard, AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS
 
 
@@ -22,10 +22,13 @@ class IdentityMixer(nn.Module):
 
 @ATTENTIONS.register(
     "identity",
-    ModelCard(
+    AttentionCard(
         title="MetaFormer Baselines for Vision",
         paper="arXiv:2210.13452",
         source="IdentityFormer",
+        equation="y = x",
+        parameters=lambda _: 0,
+        macs=lambda _: 0,
         notes="the carriers differ from IdentityFormer's",
     ),
 )

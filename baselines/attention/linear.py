@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from baselines.layers.heads import merge_heads, split_heads
 from baselines.layers.linear import linear as linear_layer
-from harness.models import AttentionContext, AttentionSite, ModelCard
+from harness.models import AttentionCard, AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS
 
 # elu(x) + 1 rounds to zero for very negative x; a query whose features are all zero then mixes in nothing.
@@ -36,12 +36,26 @@ class LinearAttention(nn.Module):
         return mixed
 
 
+def parameters(site: AttentionSite) -> int:
+    """Return the closed form: four projections with bias."""
+    return 4 * (site.dim + 1) * site.dim
+
+
+def macs(site: AttentionSite) -> int:
+    """Return the closed form: four projections, and for each head two products and the sum of weights, d wide."""
+    tokens = site.prefix + site.grid[0] * site.grid[1]
+    return tokens * (4 * site.dim**2 + 2 * site.dim**2 // site.heads + site.dim)
+
+
 @ATTENTIONS.register(
     "linear",
-    ModelCard(
+    AttentionCard(
         title="Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention",
         paper="arXiv:2006.16236",
         source="equations 5 to 7",
+        equation="phi(Q) (phi(K)^T V) / (phi(Q) sum phi(K)) with phi(x) = elu(x) + 1",
+        parameters=parameters,
+        macs=macs,
         notes="not causal; query, key and value have biases, as in ViT",
     ),
 )

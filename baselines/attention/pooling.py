@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from baselines.layers.grid import to_map, to_tokens
 from baselines.layers.prefix import refuse_prefix
-from harness.models import AttentionContext, AttentionSite, ModelCard
+from harness.models import AttentionCard, AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS
 
 
@@ -26,10 +26,13 @@ class PoolingMixer(nn.Module):
 
 @ATTENTIONS.register(
     "pooling",
-    ModelCard(
+    AttentionCard(
         title="MetaFormer Is Actually What You Need for Vision",
         paper="arXiv:2111.11418",
         source="equation 4 and algorithm 1",
+        equation="mean over 3x3 neighbours, less the token",
+        parameters=lambda _: 0,
+        macs=lambda _: 0,
         notes="the carriers differ from PoolFormer's",
     ),
 )

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from baselines.layers.heads import merge_heads, split_heads
 from baselines.layers.linear import linear
-from harness.models import AttentionContext, AttentionSite, ModelCard
+from harness.models import AttentionCard, AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS
 
 
@@ -30,12 +30,26 @@ class SoftmaxAttention(nn.Module):
         return mixed
 
 
+def parameters(site: AttentionSite) -> int:
+    """Return the closed form: four projections with bias."""
+    return 4 * (site.dim + 1) * site.dim
+
+
+def macs(site: AttentionSite) -> int:
+    """Return the closed form: four projections and two products over all tokens."""
+    tokens = site.prefix + site.grid[0] * site.grid[1]
+    return tokens * (4 * site.dim**2 + 2 * tokens * site.dim)
+
+
 @ATTENTIONS.register(
     "softmax",
-    ModelCard(
+    AttentionCard(
         title="Attention Is All You Need",
         paper="arXiv:1706.03762",
         source="equation 1",
+        equation="softmax(Q K^T / sqrt(d)) V",
+        parameters=parameters,
+        macs=macs,
         notes="query, key and value have biases, as in ViT",
     ),
 )

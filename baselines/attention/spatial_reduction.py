@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from baselines.layers.grid import pad_to_multiple, to_map, to_tokens
 from baselines.layers.heads import merge_heads, split_heads
 from baselines.layers.linear import linear
-from harness.models import AttentionContext, AttentionSite, ModelCard
+from harness.models import AttentionCard, AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS
 
-REDUCED_SIDE = 7
+COARSEST = 32
 
 
 class SpatialReductionAttention(nn.Module):
@@ -48,16 +48,38 @@ class SpatialReductionAttention(nn.Module):
         return torch.cat([tokens[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
 
 
+def ratio_at(site: AttentionSite) -> int:
+    """Return the ratio 8, 4, 2, 1 at strides 4, 8, 16, 32."""
+    return max(1, COARSEST // site.stride)
+
+
+def parameters(site: AttentionSite) -> int:
+    """Return the closed form: four projections with bias, and where the map shrinks its convolution and norm."""
+    dim, ratio = site.dim, ratio_at(site)
+    return 4 * (dim + 1) * dim + (ratio**2 * dim**2 + 3 * dim if ratio > 1 else 0)
+
+
+def macs(site: AttentionSite) -> int:
+    """Return the closed form: the convolution, the projections, and two products with the keys that are left."""
+    (height, width), dim, ratio = site.grid, site.dim, ratio_at(site)
+    reduced = -(-height // ratio) * -(-width // ratio)
+    queries, keys = height * width + site.prefix, reduced + site.prefix
+    convolution = reduced * ratio**2 * dim**2 if ratio > 1 else 0
+    return convolution + 2 * (queries + keys) * dim**2 + 2 * queries * keys * dim
+
+
 @ATTENTIONS.register(
     "spatial_reduction",
-    ModelCard(
+    AttentionCard(
         title="Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions",
         paper="arXiv:2102.12122",
         source="equations 1 to 3; ratios 8, 4, 2, 1 of table 1",
-        notes="ratios follow from the grid that the site was built for, so weights fit only builds of like image size; "
-        "maps that the ratio does not divide are padded, not cropped",
+        equation="softmax(Q SR(K)^T / sqrt(d)) SR(V) with SR a strided convolution of the map",
+        parameters=parameters,
+        macs=macs,
+        notes="the ratio follows from the stride; maps that it does not divide are padded, not cropped",
     ),
 )
 def spatial_reduction(site: AttentionSite) -> nn.Module:
-    """Build spatial-reduction attention that leaves about 7x7 keys at the site's own grid."""
-    return SpatialReductionAttention(site.dim, site.heads, site.prefix, ratio=max(1, min(site.grid) // REDUCED_SIDE))
+    """Build spatial-reduction attention that leaves 7x7 keys of an image of 224 pixels."""
+    return SpatialReductionAttention(site.dim, site.heads, site.prefix, ratio_at(site))

@@ -30,9 +30,11 @@ class Plan:
         """Yield the sites of each stage for images of a height and width."""
         for stage, (dim, depth, heads) in enumerate(zip(self.dims, self.depths, self.heads, strict=True)):
             stride, first = STRIDES[stage], sum(self.depths[:stage])
-            grid = grid_of(image_size, stride)
-            layers = range(first, first + depth)
-            yield [AttentionSite(dim, heads, grid, 0, layer, sum(self.depths), stage, stride) for layer in layers]
+            grid, last, whole = grid_of(image_size, stride), first + depth - 1, sum(self.depths)
+            yield [
+                AttentionSite(dim, heads, grid, 0, layer, whole, stage, stride, first, last)
+                for layer in range(first, last + 1)
+            ]
 
 
 class Stage(nn.Module):

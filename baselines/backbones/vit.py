@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.layers.block import Block
+from baselines.layers.block import Block, Blocks
 from baselines.layers.grid import grid_of, pad_to_multiple, to_map, to_tokens
 from baselines.layers.linear import linear
 from harness.models import AttentionContext, AttentionSite, BuildAttention, ModelCard
@@ -66,7 +66,7 @@ class VisionTransformer(nn.Module):
         positions = torch.empty(1, prefix + self.grid[0] * self.grid[1], dim)
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
         sites = [AttentionSite(dim, heads, self.grid, prefix, layer, DEPTH, 0, PATCH) for layer in range(DEPTH)]
-        self.blocks = nn.ModuleList(Block(site, attention) for site in sites)
+        self.blocks = Blocks(Block(site, attention) for site in sites)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = linear(dim, num_classes)
 
@@ -87,9 +87,7 @@ class VisionTransformer(nn.Module):
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         tokens = tokens + self._positions(context.grid)
-        for block in self.blocks:
-            tokens = block(tokens, context)
-        return cast(Tensor, self.norm(tokens))
+        return cast(Tensor, self.norm(self.blocks(tokens, context)))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (B, classes), or the pooled features (B, C), of what `forward_features` returns."""

@@ -1,4 +1,4 @@
-"""The block that both carriers repeat."""
+"""The block that both carriers repeat, and a row of them."""
 
 from __future__ import annotations
 
@@ -41,3 +41,13 @@ class Block(nn.Module):
         mixed: Tensor = tokens + self.attn(self.norm1(tokens), context)
         outputs: Tensor = mixed + self.mlp(self.norm2(mixed))
         return outputs
+
+
+class Blocks(nn.ModuleList):
+    """The blocks of a carrier, one after the other; what changes the set of tokens between blocks takes its place."""
+
+    def forward(self, tokens: Tensor, context: AttentionContext) -> Tensor:
+        """Return tokens (B, prefix + h * w, C) of the same shape."""
+        for block in self:
+            tokens = block(tokens, context)
+        return tokens

@@ -30,6 +30,7 @@ class Tolerance:
 
 CHOOSING = Tolerance(5e-5, 1e-2)
 FINAL = Tolerance(1e-7, 1e-5)
+RANK = 1e-12  # of the largest mean square: less is rounding
 RESOLVED = 1e-6  # in nats: what is less may be lost in single precision
 
 
@@ -58,28 +59,34 @@ class Logistic:
 class CrossEntropy:
     """The mean cross-entropy of a linear classifier and its gradient, in blocks of rows.
 
+    Weights are those of the features along their principal axes: there the curvature at zero weights is diagonal, and
+    where there are fewer rows than features, only as many axes as rows. The penalty does not see the rotation.
+
     Args:
         features: (N, D) of about unit scale.
         targets: (N,), each of `classes` present.
     """
 
     def __init__(self, features: Tensor, targets: Tensor, classes: int) -> None:
-        import torch
-
-        self.features, self.targets, self.classes = features, targets[:, None], classes
+        variances, self.axes = principal_axes(features)
+        self.features, self.targets, self.classes = features @ self.axes, targets[:, None], classes
         elements = 2**26 if features.is_cuda else 2**17
         self.rows = max(256, elements // classes)
-        gram = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
-        for start in range(0, len(features), 8192):
-            rows = features[start : start + 8192]
-            gram += rows.T @ rows
-        values, self.axes = torch.linalg.eigh(gram / len(features))
-        self.axes = self.axes.to(features.dtype)
         # Without weights every class has the probability 1 / C, and this is the curvature along each axis.
-        self.curvature = (values.clamp(min=0) / classes).to(features.dtype)[:, None]
+        self.curvature = (variances / classes)[:, None]
+
+    def start(self) -> Tensor:
+        """Return weights (A + 1, C) of nothing, the bias last; A axes."""
+        return self.features.new_zeros(self.features.shape[1] + 1, self.classes)
+
+    def unrotated(self, weights: Tensor) -> Tensor:
+        """Return the weights (D + 1, C) of the features themselves."""
+        import torch
+
+        return torch.cat([self.axes @ weights[:-1], weights[-1:]])
 
     def __call__(self, weights: Tensor) -> tuple[float, Tensor]:
-        """Return the loss and its gradient (D + 1, C)."""
+        """Return the loss and its gradient (A + 1, C)."""
         import torch
 
         loss = torch.zeros((), dtype=torch.float64, device=weights.device)
@@ -98,11 +105,33 @@ class CrossEntropy:
         return float(loss) / len(self.features), gradient / len(self.features)
 
     def precondition(self, gradient: Tensor, penalty: float) -> Tensor:
-        """Return the gradient (D + 1, C) times the inverse of the curvature at zero weights."""
+        """Return the gradient (A + 1, C) times the inverse of the curvature at zero weights."""
         import torch
 
-        inner = self.axes @ ((self.axes.T @ gradient[:-1]) / (self.curvature + penalty))
-        return torch.cat([inner, gradient[-1:] * self.classes])
+        return torch.cat([gradient[:-1] / (self.curvature + penalty), gradient[-1:] * self.classes])
+
+
+def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean squares (A,) of features along orthogonal axes, and the axes (D, A): A is D, or at most N.
+
+    Where N is smaller, what is orthogonal to all rows is left out: no minimum has weights there.
+    """
+    import torch
+
+    count, width = features.shape
+    if count < width:
+        rows = features.double()
+        values, vectors = torch.linalg.eigh(rows @ rows.T / count)
+        kept = values > RANK * values[-1:].clamp(min=torch.finfo(torch.float64).tiny)
+        values = values[kept]
+        axes = rows.T @ (vectors[:, kept] / (count * values).sqrt())
+    else:
+        gram = torch.zeros(width, width, dtype=torch.float64, device=features.device)
+        for start in range(0, count, 8192):
+            rows = features[start : start + 8192]
+            gram += rows.T @ rows
+        values, axes = torch.linalg.eigh(gram / count)
+    return values.clamp(min=0).to(features.dtype), axes.to(features.dtype)
 
 
 @dataclass
@@ -115,11 +144,11 @@ class Path:
     """
 
     loss: CrossEntropy
-    weights: Tensor
     _steps: list[tuple[Tensor, Tensor, float]] = field(default_factory=list)  # step, change, 1 / their product
     _penalty: float = 0.0
 
     def __post_init__(self) -> None:
+        self.weights = self.loss.start()
         self._data = self.loss(self.weights)
 
     def to(self, penalty: float, tolerance: Tolerance) -> Logistic:
@@ -142,7 +171,7 @@ class Path:
                     converged = -slope / 2 <= RESOLVED
                     break
                 self._steps.clear()
-        return Logistic(self.weights.clone(), objective, passes, converged)
+        return Logistic(self.loss.unrotated(self.weights), objective, passes, converged)
 
     def _with_penalty(self, weights: Tensor, loss: float, gradient: Tensor, penalty: float) -> tuple[float, Tensor]:
         """Return the objective and its gradient; the bias has no penalty."""
@@ -206,7 +235,7 @@ def fit_path(
         targets: (N,) class indices, each of `classes` present.
         penalties: on half the sum of squared weights, beside the mean cross-entropy: 1 / (C N) in scikit-learn's terms.
     """
-    path = Path(CrossEntropy(features, targets, classes), zeros(features, classes))
+    path = Path(CrossEntropy(features, targets, classes))
     return [path.to(penalty, tolerance) for penalty in penalties]
 
 
@@ -219,14 +248,7 @@ def fit(features: Tensor, targets: Tensor, classes: int, penalty: float) -> Logi
         penalty: as of `fit_path`.
     """
     way = [each for each in PENALTIES[::2] if each > 2 * penalty]
-    path = Path(CrossEntropy(features, targets, classes), zeros(features, classes))
+    path = Path(CrossEntropy(features, targets, classes))
     passes = sum(path.to(each, CHOOSING).passes for each in way)
     found = path.to(penalty, FINAL)
     return replace(found, passes=found.passes + passes)
-
-
-def zeros(features: Tensor, classes: int) -> Tensor:
-    """Return weights (D + 1, C) of nothing."""
-    import torch
-
-    return torch.zeros(features.shape[1] + 1, classes, dtype=features.dtype, device=features.device)

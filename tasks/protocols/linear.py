@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import SetupError
-from harness.features import Features
+from harness.features import Features, Pooling, prefix_tokens
 from harness.metric import Evaluation
 from harness.record import Setup
 from harness.registry import PROTOCOLS
@@ -18,6 +18,8 @@ from tasks.heads.scaling import scaled, scaling_of
 from tasks.heads.sgd import RECIPES, Setting, recipe, train_heads
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tasks.classification import Classification
 
 RECIPE_NAMES = {name for name, _ in RECIPES}
@@ -57,6 +59,18 @@ class Linear(FrozenProtocol):
     def details(self) -> dict[str, Any]:
         """What records say of the protocol, and of what it chose."""
         return {"protocol": "linear", "preset": self.preset, "augmentation": NO_AUGMENTATION, **self._details}
+
+    def source(self, model: nn.Module, task: Classification) -> tuple[str, Pooling]:
+        """Return what was asked for; by default, of a plain ViT, what the preset's paper takes.
+
+        DSeq-JEPA reads the class token on Clevr, and elsewhere the mean of the map in each of the last four blocks.
+        """
+        tokens = prefix_tokens(model)
+        if self.preset != "dseq" or tokens is None or (self.layer, self.pooling) != ("last", "default"):
+            return super().source(model, task)
+        if getattr(task, "probe_family", ""):
+            return "last", "class" if tokens else "mean"
+        return "last4", "mean"
 
     def measure(self, train: Features, test: Features, task: Classification, setup: Setup) -> Evaluation:
         """Ask the task of which family it is, since recipes differ; then fit and evaluate."""

@@ -1,0 +1,1 @@
+"""Submissions: a stranger's model, checkpoint, predictions or claim, from the first check to the results folder."""

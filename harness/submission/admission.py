@@ -1,0 +1,61 @@
+"""Taking the records of an evaluated submission into the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.audit import verify
+from harness.errors import DuplicateName, RecordError
+from harness.record import Record
+from harness.store import Store, write_atomically
+from harness.submission.evaluation import kept
+from harness.submission.plan import folder_sha256
+
+
+def admit(folder: Path, place: Path, results: Store) -> list[Record]:
+    """Copy the records and outcomes of a submission, and return the records; those that are there already stay.
+
+    Raises:
+        RecordError: it was not run, did not end well, or its records are not as they were written.
+        DuplicateName: the results hold other content under its name.
+    """
+    report = kept(place)
+    if report is None or report.sha256 != folder_sha256(folder):
+        raise RecordError(f"{str(folder)!r} was not run as it is now: `run_bench.py submit run {folder}`.")
+    if report.failure:
+        raise RecordError(f"{str(folder)!r} is not admitted. {report.failure} Mend it and run it again.")
+    source = Store(place)
+    if doubts := verify(source):
+        raise RecordError(f"The records of {str(folder)!r} changed since the run: {doubts[0]}. Run it again.")
+    records = [record for name in report.records if (record := source.find(name))]
+    if len(records) != len(report.records) or not records:
+        raise RecordError(f"Records of {str(folder)!r} are gone: run it again with `run_bench.py submit run`.")
+    _check_names(records, report.sha256, source, results)
+    for record in records:
+        # The outcomes first: a record without them would be a doubt.
+        for path in _files(record, source):
+            write_atomically(results.root / path.relative_to(source.root), path.read_bytes())
+    return records
+
+
+def _check_names(records: list[Record], sha256: str, source: Store, results: Store) -> None:
+    """Refuse to overwrite, and to show two submissions under one name."""
+    # Published figures stand beside a measured model, so that they have its name.
+    names = {record.model for record in records if record.provenance != "published"}
+    for other in results.load():
+        owner = other.details.get("submission", {})
+        if other.model in names and other.provenance != "published" and owner.get("sha256") != sha256:
+            what = f"another submission (SHA-256 {owner['sha256'][:8]})" if owner else "a model that was not submitted"
+            raise DuplicateName(f"{other.model!r} names {what} in {str(results.root)!r}: choose another name.")
+    for record in records:
+        for path in _files(record, source):
+            target = results.root / path.relative_to(source.root)
+            if target.exists() and target.read_bytes() != path.read_bytes():
+                raise DuplicateName(
+                    f"{str(target)!r} is there with other content. Remove it to replace it, with the file of outcomes."
+                )
+
+
+def _files(record: Record, source: Store) -> list[Path]:
+    outcomes = [source.outcomes / f"{record.name}.csv.gz"] if record.outcomes_sha256 else []
+    return [*outcomes, source.records / f"{record.name}.json"]
