@@ -18,6 +18,9 @@ endif
 MODELS ?= vit_t16 vit_t16+linear vit_t16+pooling vit_t16+agent \
 	timm:vit_tiny_patch16_224 timm:resnet18 timm:mobilenetv3_small_100 timm:convnext_atto timm:efficientnet_b0 timm:regnety_002
 TASKS ?= imagenet:knn cub:linear clevr_count:linear clevr_dist:linear cost
+# On the embedded scenes only, and on fewer models: each trains a head.
+DENSE_MODELS ?= timm:resnet18 timm:mobilenetv3_small_100
+DENSE_TASKS ?= ade20k:linear,preset=mini coco:fcos,preset=mini
 
 .PHONY: bench test test-slow test-gpu test-browser lint format setup clean
 
@@ -26,6 +29,9 @@ ifndef BENCH_DATA
 	$(BIN)/python run_bench.py data mini --root $(DATA)
 endif
 	$(BIN)/python run_bench.py run --model $(MODELS) --task $(TASKS) --data $(DATA) --results $(RESULTS) --batch-size 8
+ifndef BENCH_DATA
+	$(BIN)/python run_bench.py run --model $(DENSE_MODELS) --task $(DENSE_TASKS) --data $(DATA) --results $(RESULTS) --batch-size 8
+endif
 	$(BIN)/python run_bench.py board --results $(RESULTS)
 
 test: $(INSTALLED)

@@ -14,6 +14,7 @@ from harness.factory import method, nearest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+INDEX = re.compile(r"-?\d+")
 LAYOUTS = re.compile(r"auto|NCHW|NHWC|(\d+\+)?NLC")
 SHOWN = 12
 
@@ -65,9 +66,22 @@ def reader(module: nn.Module, layer: str = "last", layout: str = "auto") -> Read
         return _last(module, layout)
     if layer == "last4":
         return _numbered(module, (-4, -3, -2, -1), layout)
-    if re.fullmatch(r"-?\d+", layer):
+    if INDEX.fullmatch(layer):
         return _numbered(module, (int(layer),), layout)
-    return _named(module, layer, layout)
+    return _named(module, (layer,), layout)
+
+
+def joint_reader(module: nn.Module, layers: Sequence[str], layout: str = "auto") -> Read:
+    """Return the function from images to the outputs of several layers, see `reader`.
+
+    Layers that are all indices, or all names, are read in one pass.
+    """
+    if all(map(INDEX.fullmatch, layers)):
+        return _numbered(module, tuple(map(int, layers)), layout)
+    if not any(layer in ("last", "last4") or INDEX.fullmatch(layer) for layer in layers):
+        return _named(module, layers, layout)
+    readers = [reader(module, layer, layout) for layer in layers]
+    return lambda images: [output for read in readers for output in read(images)]
 
 
 def _last(module: nn.Module, layout: str) -> Read:
@@ -116,16 +130,22 @@ def _by_list(module: nn.Module, images: Tensor, indices: Sequence[int], layout: 
     ]
 
 
-def _named(module: nn.Module, name: str, layout: str) -> Read:
-    """Read the output of a module by its name."""
+def _named(module: nn.Module, layers: Sequence[str], layout: str) -> Read:
+    """Read the outputs of modules by their names."""
     names = [known for known, _ in module.named_modules() if known]
-    if name not in names:
-        hint = nearest(name, names) or f" It has: {', '.join(names[:SHOWN])}, ..."
-        raise SetupError(
-            f"{type(module).__name__} has no module named {name!r} (layer={name}): expected last, last4, an index, or "
-            f"a module's name.{hint}"
-        )
-    return lambda images: [_output(module, _outputs(module, [name], images)[0], images, layout, name)]
+    for name in layers:
+        if name not in names:
+            hint = nearest(name, names) or f" It has: {', '.join(names[:SHOWN])}, ..."
+            raise SetupError(
+                f"{type(module).__name__} has no module named {name!r} (layer={name}): expected last, last4, an index, "
+                f"or a module's name.{hint}"
+            )
+
+    def read(images: Tensor) -> list[BlockOutput]:
+        outputs = _outputs(module, layers, images)
+        return [_output(module, found, images, layout, name) for name, found in zip(layers, outputs, strict=True)]
+
+    return read
 
 
 def _block_names(module: nn.Module, images: Tensor) -> list[str]:

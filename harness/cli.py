@@ -149,7 +149,10 @@ def race(
 
 @app.command("list")
 def list_(
-    kind: Annotated[Literal["models", "attentions", "wrappers", "tasks", "protocols", "costs"], typer.Argument()],
+    kind: Annotated[
+        Literal["models", "attentions", "wrappers", "tasks", "protocols", "segmenters", "detectors", "heads", "costs"],
+        typer.Argument(),
+    ],
 ) -> None:
     """List what is registered under a kind."""
     from rich.console import Console

@@ -175,8 +175,16 @@ def _timm_factory(name: str) -> Callable[..., Any]:
         offer = f"It has: {', '.join(tags)}" if tags else "It has none"
         raise UnknownName(f"timm {timm.__version__} has no weights {tag!r} of {architecture!r}. {offer}.")
 
-    def build(num_classes: int | None = None, image_size: Any = None, pretrained: bool = False) -> Any:
-        options = {"num_classes": num_classes, "img_size": image_size}
+    def build(
+        num_classes: int | None = None,
+        image_size: Any = None,
+        pretrained: bool = False,
+        dynamic_img_size: bool = False,
+    ) -> Any:
+        options: dict[str, Any] = {"num_classes": num_classes, "img_size": image_size}
+        if dynamic_img_size:
+            # Windows keep their size and their shift whatever size the network is built for.
+            options |= {"dynamic_img_size": True, "always_partition": True}
         given = {option: value for option, value in options.items() if value is not None}
         if not pretrained:
             return call(partial(timm.create_model, name), f"timm:{name}", **given)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.blocks import BlockOutput, reader
+from harness.blocks import BlockOutput, joint_reader, reader
 from harness.errors import ModelError, SetupError
 from harness.factory import method, parameters_of
 
@@ -71,8 +71,8 @@ def maps(module: nn.Module, layers: Sequence[str], layout: str = "auto") -> Call
     Args:
         layers: see `harness.blocks.reader`; `last4` gives four maps.
     """
-    readers = [reader(module, layer, layout) for layer in layers]
-    return lambda images: [output.maps for read in readers for output in read(images)]
+    read = joint_reader(module, layers, layout)
+    return lambda images: [output.maps for output in read(images)]
 
 
 def _own(module: nn.Module) -> Callable[[Tensor], Any]:

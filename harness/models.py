@@ -124,6 +124,7 @@ def build_model(
     num_classes: int | None = None,
     image_size: tuple[int, int] | None = None,
     pretrained: bool = False,
+    any_size: bool = False,
 ) -> nn.Module:
     """Build the model that an id names, on the CPU.
 
@@ -131,6 +132,7 @@ def build_model(
         num_classes: columns of the output; None for the model's own.
         image_size: height and width; None for the model's own.
         pretrained: with the weights that its factory downloads, instead of initial ones.
+        any_size: so that it takes images of any size, where its factory has timm's option `dynamic_img_size`.
 
     Raises:
         UnknownName: with the nearest names.
@@ -146,6 +148,8 @@ def build_model(
                 f"{name!r} has no pretrained weights to download. Give --weights random, own, or a file."
             )
         options["pretrained"] = True
+    if any_size and "dynamic_img_size" in parameters_of(factory):
+        options["dynamic_img_size"] = True
     module = _built(factory, name, **{option: value for option, value in options.items() if value is not None})
     if not attention and not wrappers:
         _claim(module, model_id)

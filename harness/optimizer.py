@@ -29,12 +29,23 @@ def adamw(
     Raises:
         ModelError: the module has no parameter to train.
     """
-    from timm.optim import create_optimizer_v2
+    from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ModelError(f"{type(module).__name__} has no parameter that can be trained: set requires_grad of some.")
     decay = layer_decay if knows_layers(module) else None
+    # A backbone inside a larger module excepts its own, which timm does not look for.
+    inner = {f"{name}.{own}" for name, part in module.named_modules() if name for own in _excepted(part)}
+    if decay is None and inner:
+        groups = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=inner | _excepted(module))
+        return create_optimizer_v2(groups, "adamw", lr=lr, weight_decay=weight_decay, betas=betas)  # type: ignore[no-any-return]
     return create_optimizer_v2(module, "adamw", lr=lr, weight_decay=weight_decay, layer_decay=decay, betas=betas)  # type: ignore[no-any-return]
+
+
+def _excepted(module: nn.Module) -> set[str]:
+    """The parameters that a module excepts from weight decay itself."""
+    names = getattr(module, "no_weight_decay", None)
+    return set(names()) if callable(names) else set()
 
 
 def knows_layers(module: nn.Module) -> bool:
@@ -62,3 +73,15 @@ def cosine(optimizer: Optimizer, steps: int, warmup: int, lr_min: float = 0.0) -
         t_in_epochs=False,
     )
     return lambda step: scheduler.step_update(step)
+
+
+def scaled(optimizer: Optimizer, factor: Callable[[int], float]) -> Callable[[int], None]:
+    """Return the function that gives every group its learning rate times a factor of the step, from 0."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def set_rates(step: int) -> None:
+        share = factor(step)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+
+    return set_rates

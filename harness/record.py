@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -108,6 +109,13 @@ class DataStamp:
     size: int
     classes: int
     fingerprint: str
+
+    def joined(self, others: Sequence[DataStamp]) -> DataStamp:
+        """Return the stamp with a fingerprint that covers other splits too."""
+        if not others:
+            return self
+        joined = "".join([self.fingerprint, *(other.fingerprint for other in others)])
+        return replace(self, fingerprint=hashlib.sha256(joined.encode()).hexdigest()[:16])
 
 
 @dataclass(frozen=True, kw_only=True)

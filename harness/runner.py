@@ -163,11 +163,13 @@ def _built(job: Job, task: Task, num_classes: int | None) -> nn.Module:
     random.seed(job.setup.seed)
     numpy.random.seed(job.setup.seed)
     torch.manual_seed(job.setup.seed)
+    by_task = None if task.any_size else task.preprocessing.get("image_size")
     return build_model(
         job.model,
         num_classes=num_classes,
-        image_size=job.setup.preprocessing.image_size or task.preprocessing.get("image_size"),
+        image_size=job.setup.preprocessing.image_size or by_task,
         pretrained=job.setup.weights.source == "pretrained",
+        any_size=task.any_size,
     )
 
 

@@ -55,6 +55,8 @@ class Task(ABC):
         variants: the registry of what may follow the task's name and a colon; None for nothing.
         default_variant: the one that is meant where none is named; empty for none.
         preprocessing: what the task itself asks of its images, unless the user overrides it, such as no crop.
+        any_size: whether images have many sizes: models are then built for the size that they have by themselves,
+            unless the user gives one, and so that they take others.
 
     Attributes:
         checkpoint: where a task that trains keeps the state of an unfinished training; None for nowhere.
@@ -68,6 +70,7 @@ class Task(ABC):
     variants: ClassVar[Registry[Any] | None] = None
     default_variant: ClassVar[str] = ""
     preprocessing: Mapping[str, Any] = MappingProxyType({})
+    any_size: ClassVar[bool] = False
     untrained: Literal["rank", "apart", "never"] = "never"
     checkpoint: Checkpoint | None = None
     rebuild: Callable[[int], nn.Module] | None = None

@@ -13,7 +13,7 @@ from harness.errors import DataError, ModelError, SetupError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes
 from harness.progress import track
 from harness.record import DataStamp, Setup
-from harness.registry import TASKS, Entry, Registry
+from harness.registry import SEGMENTERS, TASKS, Entry
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Ade20k(Task):
     Source: Zhou et al. 2017 (arXiv:1608.05442).
     """
 
-    variants: ClassVar[Registry[Any] | None] = None
+    variants = SEGMENTERS
+    any_size = True
     evaluated_on: ClassVar[str] = "val"
 
     def __init__(
@@ -61,6 +62,8 @@ class Ade20k(Task):
         self.root = data
         self.workers = workers
         self.protocol = variant.build() if variant else None
+        self.untrained = getattr(self.protocol, "untrained", "never")
+        self.preprocessing = getattr(self.protocol, "preprocessing", {})
         self._annotations = annotations
 
     @cached_property
@@ -70,9 +73,28 @@ class Ade20k(Task):
 
         return read_split(self.root, self.evaluated_on, self._annotations)
 
+    @cached_property
+    def training(self) -> LabelMaps:
+        """The annotations that protocols train on."""
+        from tasks.data.ade20k import read_split
+
+        return read_split(self.root, "train")
+
+    def training_file(self, name: str) -> Path:
+        """Return the file of a training image."""
+        from tasks.data.ade20k import image_file
+
+        return image_file(self.root, "train", name)
+
+    @property
+    def uses_classifier(self) -> bool:
+        """No: the head is another."""
+        return False
+
     def data(self) -> DataStamp:
-        """Return the stamp of the annotations."""
-        return self.annotated.stamp
+        """Return the stamp of the annotations; its fingerprint covers those that the protocol trains on."""
+        trained_on = [self.training.stamp] if "train" in getattr(self.protocol, "trains_on", ()) else []
+        return self.annotated.stamp.joined(trained_on)
 
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Measure what the protocol makes of a model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -101,12 +100,7 @@ class Classification(BatchTask):
 
     def data(self) -> DataStamp:
         """Return the stamp of the evaluated split; its fingerprint covers the splits that the protocol trains on."""
-        stamp = self.split(self.evaluated_on).stamp
-        others = [self.split(name).stamp.fingerprint for name in self.protocol.trains_on]
-        if not others:
-            return stamp
-        joined = hashlib.sha256("".join([stamp.fingerprint, *others]).encode()).hexdigest()[:16]
-        return replace(stamp, fingerprint=joined)
+        return self.split(self.evaluated_on).stamp.joined([self.split(name).stamp for name in self.protocol.trains_on])
 
     def check(self, setup: Setup) -> None:
         """Let the protocol refuse what it cannot be run with."""

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import ModelError, SetupError
+from harness.errors import DataError, ModelError, SetupError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
 from harness.progress import say, track
 from harness.record import DataStamp, Setup
-from harness.registry import TASKS, Entry, Registry
+from harness.registry import DETECTORS, TASKS, Entry
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class Coco(Task):
     Source: Lin et al. 2014 (arXiv:1405.0312); cocodataset.org/#detection-eval.
     """
 
-    variants: ClassVar[Registry[Any] | None] = None
+    variants = DETECTORS
+    any_size = True
     evaluated_on: ClassVar[str] = "val"
 
     def __init__(
@@ -67,6 +68,8 @@ class Coco(Task):
         self.root = data
         self.workers = workers
         self.protocol = variant.build() if variant else None
+        self.untrained = getattr(self.protocol, "untrained", "never")
+        self.preprocessing = getattr(self.protocol, "preprocessing", {})
         self._annotations = annotations
 
     @cached_property
@@ -83,9 +86,39 @@ class Coco(Task):
 
         return read_instances(self.path)
 
+    @cached_property
+    def training_path(self) -> Path:
+        """The annotation file that protocols train on."""
+        from tasks.data.coco import annotation_file
+
+        return annotation_file(self.root, "instances", "train")
+
+    @cached_property
+    def training(self) -> Instances:
+        """The annotations that protocols train on.
+
+        Raises:
+            DataError: their categories are not those of the evaluated images.
+        """
+        from tasks.data.coco import read_instances
+
+        found = read_instances(self.training_path)
+        if found.category_map() != self.instances.category_map():
+            raise DataError(
+                f"{self.training_path.name} and {self.path.name} have different categories: expected the same. "
+                "Restore the official files."
+            )
+        return found
+
+    @property
+    def uses_classifier(self) -> bool:
+        """No: the head is another."""
+        return False
+
     def data(self) -> DataStamp:
-        """Return the stamp of the annotations."""
-        return self.instances.stamp
+        """Return the stamp of the annotations; its fingerprint covers those that the protocol trains on."""
+        trained_on = [self.training.stamp] if "train" in getattr(self.protocol, "trains_on", ()) else []
+        return self.instances.stamp.joined(trained_on)
 
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Measure what the protocol makes of a model."""

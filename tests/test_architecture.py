@@ -15,7 +15,7 @@ ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "store",
     "checkpoint",
     "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
-    "preprocessing",
+    "pyramid", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",
     "executors", "predictions", "api",
     "race", "leaderboard", "published", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report",

@@ -15,7 +15,19 @@ import pytest
 
 from harness import registry
 from harness.errors import BenchError, DuplicateName, UnknownName
-from harness.registry import ATTENTIONS, COSTS, MODELS, PROTOCOLS, ROOT, TASKS, WRAPPERS, Registry
+from harness.registry import (
+    ATTENTIONS,
+    COSTS,
+    DETECTORS,
+    HEADS,
+    MODELS,
+    PROTOCOLS,
+    ROOT,
+    SEGMENTERS,
+    TASKS,
+    WRAPPERS,
+    Registry,
+)
 
 PLUGIN = "from harness.registry import MODELS\n\n@MODELS.register({name!r})\ndef net(): ...\n"
 
@@ -208,7 +220,7 @@ def test_a_plugin_cannot_take_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_listing_tasks_and_protocols_does_not_import_torch() -> None:
     code = (
-        "import sys; from harness.registry import TASKS, PROTOCOLS; print(*TASKS, *PROTOCOLS)\n"
+        "import sys; from harness.registry import *; print(*TASKS, *PROTOCOLS, *SEGMENTERS, *DETECTORS)\n"
         "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
     )
     done = in_python(code)
@@ -216,7 +228,9 @@ def test_listing_tasks_and_protocols_does_not_import_torch() -> None:
     assert {"imagenet", "cost", "native_head", "knn"} <= set(done.stdout.split())
 
 
-@pytest.mark.parametrize("found", [MODELS, ATTENTIONS, TASKS, PROTOCOLS, COSTS], ids=lambda r: r.kind)
+@pytest.mark.parametrize(
+    "found", [MODELS, ATTENTIONS, TASKS, PROTOCOLS, SEGMENTERS, DETECTORS, HEADS, COSTS], ids=lambda r: r.kind
+)
 def test_every_registry_holds_something_of_its_own(found: Registry[Any]) -> None:
     assert len(found) > 0
     for name in found:

@@ -94,9 +94,9 @@ class VisionTransformer(nn.Module):
         pooled = features[:, 0] if self.prefix else features.mean(dim=1)
         return pooled if pre_logits else cast(Tensor, self.head(pooled))
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor, context: AttentionContext | None = None) -> list[Tensor]:
         """Return one map (B, C, ceil(H / 16), ceil(W / 16)) of images (B, 3, H, W)."""
-        tokens = self.forward_features(images)[:, self.prefix :]
+        tokens = self.forward_features(images, context)[:, self.prefix :]
         return [to_map(tokens, grid_of((images.shape[-2], images.shape[-1]), PATCH))]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, reason
@@ -21,6 +21,28 @@ if TYPE_CHECKING:
 Source = Callable[[int], tuple[bytes, int, str]]
 
 
+class Order:
+    """An endless sequence of indices: one random order of all after another.
+
+    Args:
+        count: indices from 0 up to it.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self._order: tuple[int, Any] = (-1, None)
+
+    def __call__(self, position: int) -> int:
+        """Return the index at a position."""
+        epoch, place = divmod(position, self.count)
+        if self._order[0] != epoch:
+            import numpy
+
+            self._order = epoch, numpy.random.default_rng([self.seed, epoch]).permutation(self.count)
+        return int(self._order[1][place])
+
+
 @dataclass
 class Shuffled:
     """A data set as an endless sequence: one random order after another, each with every item once.
@@ -32,7 +54,9 @@ class Shuffled:
     images: LabelledImages
     seed: int
     among: Sequence[int] | None = None
-    _order: tuple[int, Any] = field(default=(-1, None), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._order = Order(len(self), self.seed)
 
     def __call__(self, position: int) -> tuple[bytes, int, str]:
         """Return file content, class and name of the item at a position."""
@@ -44,12 +68,7 @@ class Shuffled:
 
     def index(self, position: int) -> int:
         """Return which image stands at a position."""
-        epoch, place = divmod(position, len(self))
-        if self._order[0] != epoch:
-            import numpy
-
-            self._order = epoch, numpy.random.default_rng([self.seed, epoch]).permutation(len(self))
-        chosen = int(self._order[1][place])
+        chosen = self._order(position)
         return chosen if self.among is None else self.among[chosen]
 
 
@@ -86,14 +105,39 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[Batch]:
         import torch
 
-        positions = range(self._steps.start * self._batch, self._steps.stop * self._batch)
-        loaded = start(data_loader(self._items, self._batch, _collate, self._setup, self._workers, positions))
+        steps = SampledSteps(self._items, self._setup, self._batch, self._steps, self._workers)
+        for samples in steps:
+            images, targets, names = zip(*samples, strict=True)
+            yield Batch(torch.stack(images), torch.tensor(targets), names)
+
+
+@dataclass(frozen=True)
+class SampledSteps:
+    """An iterable of the lists of samples of some steps, with a length.
+
+    Args:
+        items: the endless sequence of samples, by position; one that cannot be had is its error.
+        batch: samples a step.
+        workers: processes that make samples; these are the same for any number.
+    """
+
+    items: Any
+    setup: Setup
+    batch: int
+    steps: range
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        positions = range(self.steps.start * self.batch, self.steps.stop * self.batch)
+        loaded = start(data_loader(self.items, self.batch, list, self.setup, self.workers, positions))
         try:
             for samples in loaded:
-                if isinstance(samples, DataError):
-                    raise samples
-                images, targets, names = samples
-                yield Batch(images, torch.tensor(targets), names)
+                if failure := next((sample for sample in samples if isinstance(sample, DataError)), None):
+                    raise failure
+                yield samples
         finally:
             del loaded  # An error's traceback would keep the worker processes.
 
@@ -117,14 +161,3 @@ class _Items:
             return self.transform(image), target, name
         except Exception as error:
             return DataError(f"{name} cannot be augmented ({reason(error)}). Restore the file, or remove it.")
-
-
-def _collate(samples: list[Any]) -> Any:
-    """Stack the images of a batch, or pass on the first error."""
-    import torch
-
-    failure = next((sample for sample in samples if isinstance(sample, DataError)), None)
-    if failure:
-        return failure
-    images, targets, names = zip(*samples, strict=True)
-    return torch.stack(images), targets, names

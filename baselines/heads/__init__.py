@@ -1,0 +1,1 @@
+"""Heads on feature pyramids: pyramid in, model out."""

@@ -1,0 +1,34 @@
+"""RetinaNet: boxes of one stage from anchors, with the focal loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from baselines.layers.fpn import Fpn
+from harness.models import ModelCard
+from harness.registry import HEADS
+
+
+@HEADS.register(
+    "retinanet",
+    ModelCard(title="Focal Loss for Dense Object Detection", paper="arXiv:1708.02002", source="torchvision"),
+)
+def retinanet(pyramid: Any, classes: int, anchor: float = 32.0, **transform: Any) -> nn.Module:
+    """Build torchvision's detector on a pyramid, with an FPN of strides 8 to 128; labels count from 0.
+
+    Args:
+        anchor: side of the least anchors of the finest level, in pixels; each next one has twice that.
+        transform: torchvision's options of resizing and normalisation.
+    """
+    sizes = tuple(tuple(int(anchor * 2 ** (level + third / 3)) for third in range(3)) for level in range(5))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    detector: nn.Module = RetinaNet(
+        Fpn(pyramid, 1, LastLevelP6P7(256, 256)), classes, anchor_generator=anchors,
+        size_divisible=pyramid.divisor, **transform,
+    )  # fmt: skip
+    return detector

@@ -1,0 +1,1 @@
+"""Protocols that make a detector of a backbone, one file each."""

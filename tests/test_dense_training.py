@@ -1,0 +1,317 @@
+"""Heads that are trained on a backbone: they learn, the same each time, wherever the training was interrupted."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from harness.checkpoint import Checkpoint
+from harness.errors import DataError, SetupError
+from harness.metric import Evaluation
+from harness.models import build_model
+from harness.preprocessing import resolve
+from harness.record import Preprocessing, Setup
+from harness.task import build_task
+from tasks.data import mini_ade20k, mini_coco
+from tasks.data.dense_samples import DetectionSample, Samples, Scales, SegmentationSample, objects_by_image
+from tasks.data.train_loader import SampledSteps
+
+SEGMENTERS = ("linear", "semantic_fpn", "upernet")
+DETECTORS = ("mask_rcnn", "retinanet", "fcos")
+KINDS = ("timm:resnet18", "timm:test_convnext", "timm:swin_tiny_patch4_window7_224", "vit_t16", "timm:test_maxvit")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dense")
+    mini_coco.generate(root, train=6, val=2)
+    mini_ade20k.generate(root, train=6, val=2)
+    return root
+
+
+class Backbone(nn.Module):
+    """A user's own: one convolution a stage."""
+
+    channels, strides = (8, 16, 16, 16), (4, 8, 16, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, *self.channels)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 5, stride=4 if a == 3 else 2, padding=2), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in itertools.pairwise(widths)
+        )
+
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        found = []
+        for stage in self.stages:
+            images = stage(images)
+            found.append(images)
+        return found
+
+
+def backbone() -> nn.Module:
+    torch.manual_seed(0)
+    return Backbone()
+
+
+def evaluate(
+    task_id: str, data: Path, model: nn.Module, checkpoint: Checkpoint | None = None, **options: Any
+) -> Evaluation:
+    task = build_task(task_id, data)
+    task.checkpoint = checkpoint
+    setup = Setup(batch_size=2, preprocessing=Preprocessing(**options))
+    return task.evaluate(
+        model.eval(), replace(setup, preprocessing=resolve(setup.preprocessing, model, task.preprocessing))
+    )
+
+
+def values(evaluation: Evaluation) -> dict[str, float | None]:
+    return {found.metric.name: found.value for found in evaluation.measurements}
+
+
+@pytest.mark.parametrize(("head", "steps"), [("linear", 40), ("semantic_fpn", 20), ("upernet", 8)])
+def test_a_segmenter_learns(head: str, steps: int, data: Path) -> None:
+    evaluation = evaluate(
+        f"ade20k:{head},preset=mini,steps={steps},batch=2,frozen=false", data, backbone(), image_size=(64, 64)
+    )
+    loss = evaluation.details["training_loss"]
+    assert np.mean(loss[-3:]) < 0.8 * np.mean(loss[:3])
+    assert evaluation.details["head"] == head
+    assert evaluation.details["recipe"]["batch"] == 2
+    assert evaluation.details["pyramid"]["frozen"] is False
+    assert evaluation.details["test"] == "whole"
+
+
+@pytest.mark.parametrize("head", DETECTORS)
+def test_a_detector_learns(head: str, data: Path) -> None:
+    evaluation = evaluate(f"coco:{head},preset=mini,steps=20,batch=2", data, backbone(), image_size=(64, 96))
+    loss = evaluation.details["training_loss"]
+    assert np.mean(loss[-3:]) < np.mean(loss[:3])
+    assert (values(evaluation)["mask_ap"] is None) == (head != "mask_rcnn")
+
+
+@pytest.mark.parametrize("task_id", ["ade20k:semantic_fpn", "coco:fcos"])
+def test_an_interrupted_training_resumes_to_the_same_result(
+    task_id: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness import training
+
+    chosen = f"{task_id},preset=mini,steps=6,batch=2"
+    size = (64, 64)
+    whole = evaluate(chosen, data, backbone(), image_size=size)
+    again = evaluate(chosen, data, backbone(), image_size=size)
+    assert values(whole) == values(again)
+    assert whole.details["training_loss"] == again.details["training_loss"]
+
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    step = training.Training._step
+
+    def interrupted(self: Any, number: int, batch: Any) -> None:
+        if number == 3:
+            raise KeyboardInterrupt
+        step(self, number, batch)
+
+    checkpoint = Checkpoint(tmp_path / "training.pt", "state")
+    monkeypatch.setattr(training.Training, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(chosen, data, backbone(), checkpoint, image_size=size)
+    monkeypatch.setattr(training.Training, "_step", step)
+    assert checkpoint.path.is_file()
+    resumed = evaluate(chosen, data, backbone(), checkpoint, image_size=size)
+    assert values(resumed) == values(whole)
+    assert resumed.details["training_loss"] == whole.details["training_loss"]
+
+
+def test_a_frozen_backbone_is_untouched_and_said_so(data: Path) -> None:
+    model = backbone()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluation = evaluate(
+        "ade20k:semantic_fpn,preset=mini,steps=3,batch=2,frozen=true", data, model, image_size=(64, 64)
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert evaluation.details["pyramid"]["frozen"] is True
+    evaluate("ade20k:semantic_fpn,preset=mini,steps=3,batch=2", data, model := backbone(), image_size=(64, 64))
+    assert not torch.equal(model.state_dict()["stages.0.0.weight"], before["stages.0.0.weight"])
+
+
+@pytest.mark.parametrize("test", ["slide", "ms_whole", "ms_slide"])
+def test_other_ways_of_scoring_run(test: str, data: Path) -> None:
+    evaluation = evaluate(
+        f"ade20k:linear,preset=mini,steps=2,batch=2,test={test}", data, backbone(), image_size=(96, 96)
+    )
+    assert evaluation.details["test"] == test
+    assert values(evaluation)["miou"] is not None
+
+
+def test_options_that_make_no_training_are_refused(data: Path) -> None:
+    with pytest.raises(SetupError, match="steps is 0; expected at least 1"):
+        evaluate("ade20k:linear,preset=mini,steps=0", data, backbone())
+    with pytest.raises(SetupError, match="preset=2x cannot be used"):
+        build_task("coco:fcos,preset=2x", data)
+
+
+def test_training_data_is_part_of_the_stamp(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    mini_ade20k.generate(other, train=5, val=2)
+    stamps = [build_task("ade20k:linear", root).data() for root in (data, other)]
+    plain = [build_task("ade20k", root).data() for root in (data, other)]
+    assert plain[0] == plain[1]
+    assert stamps[0] != stamps[1] != plain[1]
+
+
+def test_position_tables_do_not_decay() -> None:
+    from harness.optimizer import adamw
+    from harness.pyramid import Pyramid
+    from harness.registry import HEADS
+
+    pyramid = Pyramid(build_model("timm:vit_tiny_patch16_224", any_size=True), size=(64, 64))
+    module = HEADS.get("semantic_fpn").build(pyramid, 5)
+    decaying = {
+        id(one) for group in adamw(module, 1e-3, 0.05).param_groups if group["weight_decay"] for one in group["params"]
+    }
+    names = {name for name, parameter in module.named_parameters() if id(parameter) in decaying}
+    assert "pyramid.backbone.blocks.0.attn.qkv.weight" in names
+    assert "decode_head.conv_seg.weight" in names
+    assert not names & {"pyramid.backbone.pos_embed", "pyramid.backbone.cls_token", "decode_head.conv_seg.bias"}
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_labels_stay_on_their_pixels(tmp_path: Path) -> None:
+    """Red is class 5 and blue class 7 wherever a crop was taken, resized or mirrored; 0 is not a class."""
+    folders = [tmp_path / "ADEChallengeData2016" / kind / "training" for kind in ("images", "annotations")]
+    pixels, labels = np.zeros((90, 140, 3), np.uint8), np.zeros((90, 140), np.uint8)
+    pixels[:50, :70], labels[:50, :70] = (255, 0, 0), 6
+    pixels[50:, 70:], labels[50:, 70:] = (0, 0, 255), 8
+    for folder, content, name in zip(folders, (pixels, labels), ("a.jpg", "a.png"), strict=True):
+        folder.mkdir(parents=True)
+        Image.fromarray(content).save(folder / name)
+    task: Any = build_task("ade20k:linear", tmp_path)
+    scales = Scales(short=64, long=256, crop=(64, 64), distort=False)
+    samples = Samples(1, 0, SegmentationSample(task.training, task.training_file, scales))
+    seen = set()
+    for position in range(20):
+        image, classes = samples[position]
+        assert image.shape == (3, 64, 64)
+        assert classes.shape == (64, 64)
+        for channel, other, label in ((0, 2, 5), (2, 0, 7)):
+            coloured = (image[channel] > 200) & (image[other] < 50)
+            assert (classes[coloured] == label).float().mean() > 0.9 or not coloured.any()
+        seen |= set(classes.unique().tolist())
+        assert torch.equal(samples[position][0], image)
+    assert seen == {5, 7, 255}
+
+
+def test_boxes_and_masks_are_mirrored_with_the_image(data: Path) -> None:
+    task: Any = build_task("coco:mask_rcnn", data)
+    objects = objects_by_image(task.training)
+    folder = data / "coco" / "train2017"
+    samples = Samples(len(objects), 0, DetectionSample(task.training, folder, tuple(objects), objects, True, 1))
+    for position in range(12):
+        image, target = samples[position]
+        assert image.shape[1:] == target["masks"].shape[1:]
+        assert 1 <= int(target["labels"].min()) <= int(target["labels"].max()) <= 6
+        for box, mask in zip(target["boxes"], target["masks"], strict=True):
+            rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
+            found = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+            torch.testing.assert_close(found, box, rtol=0, atol=1e-3)
+
+
+def test_batches_are_the_same_for_any_number_of_processes(data: Path) -> None:
+    task: Any = build_task("ade20k:linear", data)
+    scales = Scales(short=64, long=256, crop=(64, 64))
+    made = [
+        list(
+            SampledSteps(
+                Samples(6, 3, SegmentationSample(task.training, task.training_file, scales)),
+                Setup(), 2, range(1, 4), workers,
+            )
+        )
+        for workers in (0, 2)
+    ]  # fmt: skip
+    assert len(made[0]) == 3
+    for ours, theirs in zip(*made, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_broken_training_image_is_named(data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "broken"
+    shutil.copytree(data, root)
+    path = sorted((root / "ADEChallengeData2016" / "images" / "training").iterdir())[0]
+    path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=rf"{path.name} is not a readable image"):
+        evaluate("ade20k:linear,preset=mini,steps=4,batch=4", root, backbone(), image_size=(64, 64))
+
+
+def test_crowds_are_not_trained_on(data: Path) -> None:
+    task: Any = build_task("coco:fcos", data)
+    rows = [row for own in objects_by_image(task.training).values() for row in own]
+    crowds = [row for row, one in enumerate(task.training.annotations) if one.iscrowd]
+    assert crowds
+    assert not set(rows) & set(crowds)
+
+
+# --- six kinds of backbones under each head --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(64, 64), (75, 101)])
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "task_id", [*(f"ade20k:{head}" for head in SEGMENTERS), *(f"coco:{head}" for head in DETECTORS)]
+)
+def test_each_head_trains_on_each_kind(task_id: str, name: str, size: tuple[int, int], data: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, any_size=True)
+    evaluation = evaluate(f"{task_id},preset=mini,steps=2,batch=2,frozen=false", data, model, image_size=size)
+    assert np.isfinite(evaluation.details["training_loss"]).all()
+    assert evaluation.measurements[0].value is not None
+
+
+# --- on the whole embedded data --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("embedded")
+    mini_coco.generate(root)
+    mini_ade20k.generate(root)
+    return root
+
+
+@pytest.mark.slow
+def test_a_segmenter_beats_the_majority_on_the_embedded_scenes(embedded: Path) -> None:
+    task: Any = build_task("ade20k", embedded)
+    labels = np.concatenate([task.annotated.read(name).ravel() for name in task.annotated.names])
+    counts = np.bincount(labels[labels > 0], minlength=151)
+    majority = task.measure(
+        lambda pictures: [np.full(p.size[::-1], counts.argmax() - 1) for p in pictures], Setup(batch_size=8)
+    )
+    torch.manual_seed(0)
+    model = build_model("timm:resnet18", any_size=True)
+    found = values(evaluate("ade20k:semantic_fpn,preset=mini", embedded, model))
+    assert values(majority)["miou"] < 0.1  # type: ignore[operator]
+    assert found["miou"] > 0.3  # type: ignore[operator]
+    assert found["aacc"] > 0.8  # type: ignore[operator]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "least"), [("fcos", 0.1), ("retinanet", 0.01)])
+def test_a_detector_finds_shapes_in_the_embedded_scenes(head: str, least: float, embedded: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model("timm:resnet18", any_size=True)
+    found = values(evaluate(f"coco:{head},preset=mini", embedded, model))
+    assert found["box_ap50"] > least  # type: ignore[operator]
