@@ -309,7 +309,7 @@ def test_a_segmenter_beats_the_majority_on_the_embedded_scenes(embedded: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("head", "least"), [("fcos", 0.1), ("retinanet", 0.01)])
+@pytest.mark.parametrize(("head", "least"), [("mask_rcnn", 0.1), ("fcos", 0.1), ("retinanet", 0.01)])
 def test_a_detector_finds_shapes_in_the_embedded_scenes(head: str, least: float, embedded: Path) -> None:
     torch.manual_seed(0)
     model = build_model("timm:resnet18", any_size=True)
