@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import glob
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from harness.progress import say
@@ -36,7 +36,7 @@ class Checkpoint:
             return None
         try:
             found = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
             say(f"The checkpoint {self.path.name} cannot be read ({type(error).__name__}); the training begins anew.")
             return None
         usable = isinstance(found, dict) and found.get("state") == self.state

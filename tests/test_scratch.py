@@ -46,7 +46,7 @@ class Spy(nn.Module):
 
     def forward(self, images):
         if self.training:
-            with open(os.path.join(os.environ["SPIES"], self.name), "a") as file:
+            with open(os.path.join(os.path.dirname(__file__), self.name), "a") as file:
                 file.write(hashlib.sha256(images.numpy().tobytes()).hexdigest() + "\\n")
         return self.body(images)
 
@@ -73,8 +73,7 @@ def go(model: str, data: Path, results: Path, task: str = TASK, **options: Any) 
 
 
 @pytest.fixture
-def spies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("SPIES", str(tmp_path))
+def spies(tmp_path: Path) -> str:
     path = tmp_path / "spies.py"
     path.write_text(SPIES)
     return str(path)
@@ -193,8 +192,8 @@ def test_values_that_cannot_be_used(coloured: Path, option: str) -> None:
 
 
 def test_the_task_id_holds_the_budget() -> None:
-    assert canonical("imagenet:scratch,seeds=3,steps=40,fresh=true") == "imagenet:scratch,fresh=True,steps=40"
-    assert canonical(canonical("imagenet:scratch,fresh=true,tune=1")) == "imagenet:scratch,fresh=True,tune=True"
+    assert canonical("imagenet:scratch,seeds=3,steps=40,fresh=true") == "imagenet:scratch,fresh=true,steps=40"
+    assert canonical(canonical("imagenet:scratch,fresh=true,tune=1")) == "imagenet:scratch,fresh=true,tune=true"
 
 
 # The rate that is chosen
