@@ -13,7 +13,6 @@ from harness.errors import RecordError
 from harness.metric import Outcomes
 
 LEVEL = 0.05
-RESAMPLES = 2000
 
 Hits = NDArray[numpy.bool_]
 
@@ -129,23 +128,6 @@ def rank_intervals(scores: Sequence[float], p: NDArray[numpy.float64], level: fl
     better = values[None, :] > values[:, None]  # [i, j]: j has the higher score
     above, below = (differs & better).sum(axis=1), (differs & better.T).sum(axis=1)
     return [(1 + int(a), count - int(b)) for a, b in zip(above, below, strict=True)]
-
-
-def bootstrap_difference(
-    first: Sequence[float], second: Sequence[float], seed: int = 0, level: float = LEVEL
-) -> tuple[float, float, float]:
-    """Return the mean difference of paired values, second less first, and its percentile bootstrap interval.
-
-    Args:
-        first: one value an item, such as its average precision.
-        second: of the same items.
-    """
-    differences = numpy.asarray(second, dtype=float) - numpy.asarray(first, dtype=float)
-    generator = numpy.random.default_rng(seed)
-    count = len(differences)
-    drawn = [differences[generator.integers(count, size=count)].mean() for _ in range(RESAMPLES)]
-    low, high = numpy.quantile(drawn, [level / 2, 1 - level / 2])
-    return float(differences.mean()), float(low), float(high)
 
 
 def disagreements(first: Outcomes, second: Outcomes, most: int = 10) -> list[tuple[str, int, int]]:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from harness.errors import DataError, ModelError, SetupError
+from harness.errors import DataError, ModelError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes
 from harness.progress import track
 from harness.record import DataStamp, Setup
-from harness.registry import SEGMENTERS, TASKS, Entry
-from harness.task import Task
+from harness.registry import SEGMENTERS, TASKS
+from tasks.dense_task import DenseTask
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tasks.data.ade20k import LabelMaps
     from tasks.metrics.segmentation import Segmentation
 
@@ -27,7 +24,7 @@ Predict = Callable[[Sequence[Any]], Sequence[Any]]
 
 
 @TASKS.register("ade20k")
-class Ade20k(Task):
+class Ade20k(DenseTask):
     """Mean intersection over union and accuracies, in 0..1, from one confusion matrix over the data set.
 
     Annotated label 0, `other`, does not count; labels are compared at the size of the annotation.
@@ -49,22 +46,7 @@ class Ade20k(Task):
     """
 
     variants = SEGMENTERS
-    any_size = True
-    evaluated_on: ClassVar[str] = "val"
-
-    def __init__(
-        self,
-        data: Path | None = None,
-        workers: int = 0,
-        variant: Entry[Any] | None = None,
-        annotations: Path | None = None,
-    ) -> None:
-        self.root = data
-        self.workers = workers
-        self.protocol = variant.build() if variant else None
-        self.untrained = getattr(self.protocol, "untrained", "never")
-        self.preprocessing = getattr(self.protocol, "preprocessing", {})
-        self._annotations = annotations
+    name = "ade20k"
 
     @cached_property
     def annotated(self) -> LabelMaps:
@@ -86,22 +68,9 @@ class Ade20k(Task):
 
         return image_file(self.root, "train", name)
 
-    @property
-    def uses_classifier(self) -> bool:
-        """No: the head is another."""
-        return False
-
-    def data(self) -> DataStamp:
-        """Return the stamp of the annotations; its fingerprint covers those that the protocol trains on."""
-        trained_on = [self.training.stamp] if "train" in getattr(self.protocol, "trains_on", ()) else []
-        return self.annotated.stamp.joined(trained_on)
-
-    def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
-        """Measure what the protocol makes of a model."""
-        if self.protocol is None:
-            raise SetupError("ade20k needs a head on the model: name one, ade20k:NAME, or give --predictions.")
-        evaluation = self.measure(self.protocol.adapt(model, self, setup), setup)
-        return replace(evaluation, details={**evaluation.details, **self.protocol.details})
+    def stamp(self, training: bool) -> DataStamp:
+        """Return the stamp of the annotations that are evaluated, or trained on."""
+        return (self.training if training else self.annotated).stamp
 
     def measure(self, predict: Predict, setup: Setup) -> Evaluation:
         """Measure a segmenter on all images, or on so many as the setup allows; see the class for its contract."""

@@ -7,18 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError, SetupError
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
 from harness.progress import say, track
 from harness.record import DataStamp, Setup
-from harness.registry import DETECTORS, TASKS, Entry
-from harness.task import Task
+from harness.registry import DETECTORS, TASKS
+from tasks.dense_task import DenseTask
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tasks.data.coco import Instances
     from tasks.metrics.detection import Detections, Objects, Summary
 
@@ -33,7 +31,7 @@ Predict = Callable[[Sequence[Any]], Sequence[Found]]
 
 
 @TASKS.register("coco")
-class Coco(Task):
+class Coco(DenseTask):
     """The official twelve numbers for boxes and for masks, in 0..1.
 
     A detector is what a variant's `adapt(model, task, setup)` returns: a function from some images, PIL pictures in RGB
@@ -55,22 +53,7 @@ class Coco(Task):
     """
 
     variants = DETECTORS
-    any_size = True
-    evaluated_on: ClassVar[str] = "val"
-
-    def __init__(
-        self,
-        data: Path | None = None,
-        workers: int = 0,
-        variant: Entry[Any] | None = None,
-        annotations: Path | None = None,
-    ) -> None:
-        self.root = data
-        self.workers = workers
-        self.protocol = variant.build() if variant else None
-        self.untrained = getattr(self.protocol, "untrained", "never")
-        self.preprocessing = getattr(self.protocol, "preprocessing", {})
-        self._annotations = annotations
+    name = "coco"
 
     @cached_property
     def path(self) -> Path:
@@ -110,22 +93,9 @@ class Coco(Task):
             )
         return found
 
-    @property
-    def uses_classifier(self) -> bool:
-        """No: the head is another."""
-        return False
-
-    def data(self) -> DataStamp:
-        """Return the stamp of the annotations; its fingerprint covers those that the protocol trains on."""
-        trained_on = [self.training.stamp] if "train" in getattr(self.protocol, "trains_on", ()) else []
-        return self.instances.stamp.joined(trained_on)
-
-    def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
-        """Measure what the protocol makes of a model."""
-        if self.protocol is None:
-            raise SetupError("coco needs a detector on the model: name one, coco:NAME, or give --predictions.")
-        evaluation = self.measure(self.protocol.adapt(model, self, setup), setup)
-        return replace(evaluation, details={**evaluation.details, **self.protocol.details})
+    def stamp(self, training: bool) -> DataStamp:
+        """Return the stamp of the annotations that are evaluated, or trained on."""
+        return (self.training if training else self.instances).stamp
 
     def measure(self, predict: Predict, setup: Setup) -> Evaluation:
         """Measure a detector on all images, or on so many as the setup allows; see the class for its contract."""

@@ -11,7 +11,6 @@ from harness.metric import Outcomes
 from harness.significance import (
     Hits,
     all_pairs,
-    bootstrap_difference,
     check_same_items,
     disagreements,
     hits,
@@ -97,17 +96,6 @@ def test_rank_intervals_hold_the_true_rank_jointly() -> None:
         found = rank_intervals([model.mean() for model in models], all_pairs(models))
         missed += any(not low <= rank <= high for (low, high), rank in zip(found, (5, 4, 3, 2, 1), strict=True))
     assert missed <= 10
-
-
-def test_the_bootstrap_of_paired_values_covers_the_truth() -> None:
-    generator, covered = numpy.random.default_rng(5), 0
-    for seed in range(300):
-        first = generator.beta(2, 2, 200)
-        second = numpy.clip(first + generator.normal(0.02, 0.1, 200), -1, 2)
-        mean, low, high = bootstrap_difference(first.tolist(), second.tolist(), seed)
-        covered += low <= 0.02 <= high
-        assert low <= mean <= high
-    assert 0.92 <= covered / 300 <= 0.98
 
 
 def test_the_items_on_which_two_models_disagree_most() -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from harness.errors import SetupError
 from harness.progress import track
 from harness.registry import GENERATORS
 from tasks.data.mini_scenes import DIFFICULTY, GROUNDS, KINDS, Scene, draw_scene
-from tasks.data.publish import publish
+from tasks.data.publish import check_parameters, publish
 
 GENERATOR = 1  # to be raised whenever a byte changes
 FOLDER = "ADEChallengeData2016"
@@ -35,11 +34,7 @@ def generate(root: Path, *, train: int = 64, val: int = 24, seed: int = 0, diffi
         SetupError: a parameter that makes no data set.
         DataError: the folder is there and incomplete, or holds something else.
     """
-    if train < 1 or val < 1 or seed < 0 or not 0 <= difficulty <= 1:
-        raise SetupError(
-            f"No data set has train={train}, val={val}, seed={seed}, difficulty={difficulty}: use counts from 1, a "
-            "seed from 0 and a difficulty in 0..1."
-        )
+    check_parameters(seed, difficulty, train=train, val=val)
     counts = {"training": train, "validation": val}
     card = {
         "name": "ade20k-mini", "generator": GENERATOR, "seed": seed, "difficulty": float(difficulty), **counts,

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from harness.errors import SetupError
 from harness.progress import track
 from harness.registry import GENERATORS
-from tasks.data.publish import publish
+from tasks.data.publish import check_parameters, publish
 
 GENERATOR = 1  # to be raised whenever a pixel changes
 FOLDER = "CUB_200_2011"
@@ -182,11 +181,7 @@ def generate(
         SetupError: a parameter that makes no data set.
         DataError: the folder is there and incomplete, or holds something else.
     """
-    if train_per_class < 1 or test_per_class < 1 or seed < 0 or not 0 <= difficulty <= 1:
-        raise SetupError(
-            f"No data set has train_per_class={train_per_class}, test_per_class={test_per_class}, seed={seed}, "
-            f"difficulty={difficulty}: use counts from 1, a seed from 0 and a difficulty in 0..1."
-        )
+    check_parameters(seed, difficulty, train_per_class=train_per_class, test_per_class=test_per_class)
     counts = (train_per_class, test_per_class)
     card = {"name": "cub-mini", "generator": GENERATOR, "seed": seed, "difficulty": float(difficulty),
             "train_per_class": counts[0], "test_per_class": counts[1], "classes": list(CLASSES)}  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DataError
+from harness.errors import DataError, SetupError
 
 CARD = "dataset.json"
 ADVICE = "Delete the folder, or choose another."
@@ -37,6 +37,14 @@ def publish(folder: Path, card: Mapping[str, Any], names: Sequence[str], write: 
         (unfinished / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         _place(unfinished, folder, card, names)
     return folder
+
+
+def check_parameters(seed: int, difficulty: float, **counts: int) -> None:
+    """Raise SetupError where a generated data set would have no images, seed or difficulty."""
+    if min(counts.values()) < 1 or seed < 0 or not 0 <= difficulty <= 1:
+        chosen = {**counts, "seed": seed, "difficulty": difficulty}
+        given = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        raise SetupError(f"No data set has {given}: use counts from 1, a seed from 0 and a difficulty in 0..1.")
 
 
 def _place(unfinished: Path, folder: Path, card: Mapping[str, Any], names: Sequence[str]) -> None:
