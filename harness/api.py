@@ -115,7 +115,7 @@ def run(
     """
     if predictions is not None or annotations is not None or not model:
         _check_predictions(model, predictions, annotations, weights, options)
-        return _measure_predictions(str(predictions), task, model, annotations, data, Store(Path(results)), rerun)
+        return _measure_predictions(str(predictions), task, model, annotations, data, Store(results), rerun)
     setup, file = build_setup(weights, allow_partial, **options)
     if callable(model):
         model, executor = callable_id(model), "inline"
@@ -126,7 +126,7 @@ def run(
     }  # fmt: skip
     pairs = itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks)))
     jobs = [Job(model=m, task=t, setup=setup, **here) for m, t in pairs]
-    return run_jobs(jobs, Store(Path(results)), EXECUTORS[executor], rerun)
+    return run_jobs(jobs, Store(results), EXECUTORS[executor], rerun)
 
 
 def _measure_predictions(
