@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,11 +44,11 @@ def write_records(root: Path, records: Iterator[Record]) -> int:
 
 
 def _record(model: str, task: str, size: int, number: int, numbers: random.Random, **fields: object) -> Record:
-    digits = f"{numbers.getrandbits(256):064x}"
-    weights = replace(SETUP.weights, sha256=digits)
+    weights = replace(SETUP.weights, sha256=hashlib.sha256(model.encode()).hexdigest())
     preprocessing = Preprocessing(
         image_size=(size, size), crop_pct=0.9, crop_mode="center", interpolation="bicubic", antialias=True,
-        decoder="pil", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), source="model", fingerprint=digits[::-1],
+        decoder="pil", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), source="model",
+        fingerprint=f"{size:064x}",
     )  # fmt: skip
     setup = replace(SETUP, weights=weights, preprocessing=preprocessing, precision=("fp32", "bf16")[number % 2])
     chosen: dict[str, object] = {
