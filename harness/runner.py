@@ -20,6 +20,7 @@ from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
 from harness.record import DataStamp, Provenance, Record, Setup, Weights, digest, record_name
+from harness.resampling import with_intervals
 from harness.task import BatchTask, Task, build_task
 from harness.weights import load_weights, state_sha256
 
@@ -113,7 +114,7 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
             task.journal = Journal(request.journal, state)
         if isinstance(task, BatchTask):
             task.cache = cache
-        evaluation = task.evaluate(place(module, setup), setup)
+        evaluation = with_intervals(task.evaluate(place(module, setup), setup))
     except BenchError as failure:
         error = str(failure)
     except Exception as failure:
