@@ -1,7 +1,7 @@
 """Other images of the same kind: what a metric of a whole data set could have been on them, by the bootstrap.
 
 Average precision, panoptic quality and mean intersection over union are no means over images. So images are drawn, and
-the whole metric is computed again from their outcomes; an image that is drawn twice counts as two.
+the whole metric is computed again from the outcomes of these.
 """
 
 from __future__ import annotations
@@ -54,20 +54,23 @@ def statistic_of(outcomes: Outcomes | None) -> Statistic | None:
     return next((statistic for statistic in found if statistic is not None), None)
 
 
-def draws(items: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> Counts:
-    """Return how often each image is drawn (items, resamples): by Poisson(1), the limit of drawing with replacement.
+def halves(items: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> Counts:
+    """Return which images are in each resample (items, resamples): a random half of them, 1 or 0.
 
-    The draws of an image depend on the seed and its name alone: all models meet the same resamples, and an image of
-    which one model has no outcome moves nothing for the others.
+    About the value of the whole set, halves scatter as sets of its size do about the truth. Drawing with replacement
+    scatters less than that where few images decide, as of a rare class.
 
-    Source: Hanley and MacGibbon 2006 (doi:10.1016/j.cmpb.2006.04.006).
+    An image's draws depend on the seed and its name alone: all models meet the same resamples, and an image of which
+    one model has no outcome moves nothing for the others.
+
+    Source: Shao and Tu 1995, "The Jackknife and Bootstrap", section 5.3: the random half-sample bootstrap.
     """
-    bounds = (2.0**64 * numpy.cumsum(numpy.exp(-1.0) / numpy.cumprod([1.0, *range(1, 12)]))).astype(numpy.uint64)
     found = numpy.empty((len(items), resamples), numpy.uint8)
     for row, item in zip(found, items, strict=True):
         key = int.from_bytes(hashlib.sha256(f"{seed} {item}".encode()).digest()[:16], "little")
         # A bit generator's raw stream stays the same in all versions of numpy; the distributions made of it may not.
-        row[:] = numpy.searchsorted(bounds, numpy.random.Philox(key=key).random_raw(resamples), side="right")
+        raw = numpy.random.Philox(key=key).random_raw(-(-resamples // 64))
+        row[:] = numpy.unpackbits(raw.astype("<u8").view(numpy.uint8), count=resamples)
     return found
 
 
@@ -79,7 +82,7 @@ def whole(statistic: Statistic, wanted: Sequence[str]) -> Mapping[str, float]:
 
 def replicates(statistic: Statistic, wanted: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> Values:
     """Return metrics (resamples,) of resampled images."""
-    counts = draws(statistic.items, resamples, seed)
+    counts = halves(statistic.items, resamples, seed)
     parts = [
         statistic.values(counts[:, start : start + AT_ONCE], wanted)
         for start in track(range(0, resamples, AT_ONCE), "resample")
@@ -113,7 +116,7 @@ def with_intervals(evaluation: Evaluation) -> Evaluation:
         "images": len(statistic.items),
         "resamples": RESAMPLES,
         "seed": SEED,
-        "draws": "Poisson(1) of each image, by seed and name",
+        "draws": "a random half of the images, by seed and name",
         "interval": "value -+ Student's t of images - 1 degrees x standard deviation of the resampled values",
         "metrics": wanted,
     }

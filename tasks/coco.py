@@ -245,7 +245,9 @@ def _only(objects: Objects, images: Sequence[int]) -> Objects:
     )  # fmt: skip
 
 
-def outcome_rows(instances: Instances, objects: Objects, detections: Detections, summary: Summary, kind: str) -> list[Row]:
+def outcome_rows(
+    instances: Instances, objects: Objects, detections: Detections, summary: Summary, kind: str
+) -> list[Row]:
     """What average precision over any choice of images can be computed from.
 
     One row for each detection: its place among all by score, and a bit for each threshold at which it is right and at

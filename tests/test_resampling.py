@@ -30,8 +30,9 @@ def test_draws_are_poisson_and_depend_on_seed_and_name_alone() -> None:
     assert (draws(names[7:9]) == found[7:9]).all()
     assert (draws(names[:1], seed=1) != found[:1]).any()
     assert abs(np.corrcoef(found[0], found[1])[0, 1]) < 0.1
-    assert draws(["a"], 12).tolist() == [[0, 0, 1, 0, 2, 1, 0, 2, 1, 2, 2, 1]], "resamples of stored seeds stay the same"
-
+    assert draws(["a"], 12).tolist() == [[0, 0, 1, 0, 2, 1, 0, 2, 1, 2, 2, 1]], (
+        "resamples of stored seeds stay the same"
+    )
 
 
 def repeated(case: Case, counts: np.ndarray) -> Case:

@@ -61,9 +61,7 @@ class Detection:
         places = {item: number for number, item in enumerate(self.items)}
         table = np.array([(places[str(row[0])], *row[1:]) for row in outcomes.rows], np.int64).reshape(-1, len(COLUMNS))
         self._categories = {kind: list(_categories(table[table[:, 1] == n])) for n, kind in enumerate(KINDS)}
-        self.metrics = tuple(
-            f"{kind}_{number}" for kind in KINDS if self._categories[kind] for number in NUMBERS
-        )
+        self.metrics = tuple(f"{kind}_{number}" for kind in KINDS if self._categories[kind] for number in NUMBERS)
 
     def values(self, counts: Counts, wanted: Sequence[str]) -> Values:
         """Return numbers (R,) for counts (items, R)."""

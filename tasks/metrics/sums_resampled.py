@@ -59,9 +59,7 @@ def segmentation(outcomes: Outcomes) -> Sums | None:
     return Sums(items, classes, columns, _segmentation, ("miou", "macc", "aacc", "fwiou", "boundary_iou"))
 
 
-def _segmentation(
-    right: Floats, annotated: Floats, predicted: Floats, *edges: Floats
-) -> Mapping[str, Floats]:
+def _segmentation(right: Floats, annotated: Floats, predicted: Floats, *edges: Floats) -> Mapping[str, Floats]:
     iou = _ratio(right, annotated + predicted - right)
     pixels = annotated.sum(axis=0)
     return {
@@ -90,7 +88,13 @@ def panoptic(outcomes: Outcomes) -> Sums | None:
         there["sq"] = np.where(weight > 0, np.nan_to_num(_ratio(overlap, right)), np.nan)
         return {name + region: _mean(part[rows]) for region, rows in regions.items() for name, part in there.items()}
 
-    return Sums(items, categories, columns, qualities, tuple(f"{name}{region}" for region in regions for name in ("pq", "sq", "rq")))
+    return Sums(
+        items,
+        categories,
+        columns,
+        qualities,
+        tuple(f"{name}{region}" for region in regions for name in ("pq", "sq", "rq")),
+    )
 
 
 @STATISTICS.register("per_class")
