@@ -70,10 +70,10 @@ def median_error(samples: Sequence[float]) -> float:
     return (ordered[high] - ordered[low]) / 2 / ordered[math.floor(middle)]
 
 
-def proportion_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+def proportion_interval(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion, within 0..1.
 
-    At none and at all of the trials it keeps a width, where a bootstrap has none.
+    At none and at all of the trials it keeps a width, where a bootstrap has none. The numbers may be effective ones.
 
     Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953).
     """

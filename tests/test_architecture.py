@@ -18,7 +18,7 @@ ORDER = (
     "pyramid", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",
     "executors", "predictions", "api",
-    "race", "leaderboard", "published", "pairing", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report",
+    "race", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report",
     "baseline", "audit",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "scaling", "sweep", "plot",
