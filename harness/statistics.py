@@ -43,18 +43,21 @@ class Difference:
 
 
 def median_interval(samples: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the median of samples in the order in which they were taken.
+    """Return the bootstrap interval of the median of samples in the order in which they were taken.
 
     Neighbours in time are alike, so whole blocks of about the square root of their number are drawn (the circular block
-    bootstrap of Politis and Romano, 1992); drawing single samples would give too narrow an interval.
+    bootstrap of Politis and Romano, 1992); drawing single samples would give too narrow an interval. Blocks are few:
+    the interval is by Student's t on their number, and as wide as the samples at most.
     """
     values = numpy.asarray(samples, dtype=float)
     count = len(values)
     block = max(1, round(math.sqrt(count)))
     starts = numpy.random.default_rng(seed).integers(count, size=(RESAMPLES, -(-count // block), 1))
     drawn = values[(starts + numpy.arange(block)) % count].reshape(RESAMPLES, -1)[:, :count]
-    low, high = numpy.quantile(numpy.median(drawn, axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    blocks, median = max(2.0, count / block), float(numpy.median(values))
+    spread = float(numpy.median(drawn, axis=1).std()) * math.sqrt(blocks / (blocks - 1))
+    reach = t_quantile(level, blocks - 1) * spread
+    return max(float(values.min()), median - reach), min(float(values.max()), median + reach)
 
 
 def median_error(samples: Sequence[float]) -> float:
@@ -93,7 +96,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean - reach, mean + reach
 
 
-def t_quantile(level: float, degrees: int) -> float:
+def t_quantile(level: float, degrees: float) -> float:
     """Return the t that Student's distribution stays within, on both sides, with a probability."""
     from scipy.special import stdtrit
 
