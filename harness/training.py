@@ -150,11 +150,11 @@ class Training:
         """
         start = self._restore()
         self.module.train()
-        loss = distributed.parallel(self.module, self.loss)
+        self._shared_loss = distributed.parallel(self.module, self.loss)
         clock = written = time.monotonic()
         remaining = self.batches(start) if start < self.steps else ()
         for step, batch in enumerate(track(remaining, description), start):
-            self._step(step, batch, loss)
+            self._step(step, batch)
             if len(self._pending) < (1 if self.setup.device == "cpu" else GPU_LOSSES):
                 continue
             self._read_losses()
@@ -170,14 +170,14 @@ class Training:
         trained = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
         return Trained(module.eval(), self._curve.points(), self.steps, self._seconds, trained, self._batch_norm)
 
-    def _step(self, step: int, batch: Any, compute: Callable[[Any], Tensor]) -> None:
+    def _step(self, step: int, batch: Any) -> None:
         from torch.nn.utils import clip_grad_norm_
 
         # What ranks draw for their images is not the same.
         seed_generators(self.seed, "step", step, *(() if distributed.first() else ("rank", distributed.rank())))
         self.schedule(step)
         with autocast(self.setup):
-            loss = compute(batch)
+            loss = self._shared_loss(batch)
         if not loss.requires_grad:
             raise ModelError(
                 f"The loss of {type(self.module).__name__} does not depend on its parameters: expected one with a "
