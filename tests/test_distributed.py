@@ -109,7 +109,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     script = f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT)!r}]\n"
     script += f"from pathlib import Path; from test_distributed import three_jobs; three_jobs(Path({str(out)!r}))"
     processes = [
-        subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **ranked(rank, 2), "MASTER_PORT": str(port)})
+        subprocess.Popen(
+            [sys.executable, "-c", script], env={**os.environ, **ranked(rank, 2), "MASTER_PORT": str(port)}
+        )
         for rank in range(2)
     ]
     assert [process.wait(250) for process in processes] == [0, 0]
@@ -178,7 +180,12 @@ def test_rank_0_alone_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: py
     [
         ("cost", None, "cpu", "cost has no training that ranks could share: run it without torchrun"),
         ("imagenet:knn", None, "cuda", "imagenet:knn has no training"),
-        ("x", 7, "cpu", r"batch is 7, which 2 ranks cannot share equally: give a multiple of 2 as batch in the task id"),
+        (
+            "x",
+            7,
+            "cpu",
+            r"batch is 7, which 2 ranks cannot share equally: give a multiple of 2 as batch in the task id",
+        ),
         ("x", 8, "cuda:1", "--device cuda:1 is not for 2 ranks: each takes a GPU of its own"),
     ],
 )
