@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GRACE = 5.0  # seconds for the others to fail too; else they wait for a rank that failed alone
+GRACE = 10.0  # seconds for the others to fail too; else they wait for a rank that failed alone
 POLL = 0.05  # seconds
 
 
