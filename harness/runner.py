@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import distributed
 from harness.cache import LIMIT_GIB, Cache
 from harness.checkpoint import Checkpoint
 from harness.device import place
@@ -127,8 +128,9 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
 
 
 def _state(setup: Setup) -> str:
-    """What outcomes depend on beside the request: the weights and the pixels that came of it, and the machine."""
-    return digest(setup, versions(), machine(setup.device, 0))
+    """What outcomes depend on beside the request: the weights and the pixels that came of it, machine, ranks."""
+    parts = [setup, versions(), machine(setup.device, 0)]
+    return digest(*parts, distributed.count()) if distributed.active() else digest(*parts)
 
 
 def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:

@@ -12,8 +12,8 @@ PACKAGES = ("harness", "tasks", "baselines")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
-    "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "resampling", "record", "store",
-    "checkpoint",
+    "errors", "distributed", "registry", "progress", "images", "metric", "journal", "statistics", "significance",
+    "resampling", "record", "store", "checkpoint",
     "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
     "pyramid", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",
