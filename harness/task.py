@@ -59,6 +59,8 @@ class Task(ABC):
             unless the user gives one, and so that they take others.
 
     Attributes:
+        model_id: of the model that is evaluated, for a task that builds it at other sizes, or another to set beside it.
+        journal: where an evaluation that can be interrupted keeps what it found; None for nowhere.
         checkpoint: where a task that trains keeps the state of an unfinished training; None for nowhere.
         rebuild: from a seed to the model that is evaluated, built and placed anew; set while a job runs.
 
@@ -72,6 +74,8 @@ class Task(ABC):
     preprocessing: Mapping[str, Any] = MappingProxyType({})
     any_size: ClassVar[bool] = False
     untrained: Literal["rank", "apart", "never"] = "never"
+    model_id: str = ""
+    journal: Journal | None = None
     checkpoint: Checkpoint | None = None
     rebuild: Callable[[int], nn.Module] | None = None
 
@@ -109,11 +113,9 @@ class BatchTask(Task):
     """A task that is evaluated in batches: most tasks fill three short methods.
 
     Attributes:
-        journal: where an evaluation whose meter can resume keeps what it found; None for nowhere.
         cache: where decoded images and features are kept for other runs; None for nowhere.
     """
 
-    journal: Journal | None = None
     cache: Cache | None = None
 
     @abstractmethod
