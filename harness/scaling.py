@@ -94,16 +94,13 @@ def crossing_interval(x: Sequence[float], ratios: Sequence[Sequence[float]], see
 
 
 def forecast(known: Mapping[int, float], tokens: int) -> float | None:
-    """Return what a cost that is known at smaller sizes may come to; None where none is.
+    """Return what a cost that is known at smaller sizes may come to; None where it is known at fewer than two.
 
     It is extrapolated by the slope of the last two, which counts as 1 at least and 2 at most: what attends grows no
     faster than the square.
     """
-    below = sorted(size for size in known if size < tokens)
-    if not below:
+    below = sorted(size for size in known if size < tokens)[-2:]
+    if len(below) < 2:
         return None
-    last, slope = below[-1], 2.0
-    if len(below) > 1:
-        steep = math.log(known[last] / known[below[-2]]) / math.log(last / below[-2])
-        slope = min(2.0, max(1.0, steep))
-    return float(known[last] * (tokens / last) ** slope)
+    slope = math.log(known[below[1]] / known[below[0]]) / math.log(below[1] / below[0])
+    return float(known[below[1]] * (tokens / below[1]) ** min(2.0, max(1.0, slope)))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONTROL = "softmax"
-# The sizes that tell what larger ones will take, where none of those asked for is small.
+# The sizes that tell what larger ones will take, where fewer than two of those asked for are small.
 PROBES = (256, 1024)
 MOST_ROUNDS = 30
 # A longer pass fills the caches in a small part of its time, and needs no passes that do not count.
@@ -77,6 +77,7 @@ class Timed:
     milliseconds: float = 0.0
 
     def __call__(self) -> None:
+        """Take the step."""
         self.milliseconds = time_pass(self.step, self.device)
 
 
@@ -173,7 +174,9 @@ class Attention(Task):
         return Evaluation((growth, Measurement(PARAMETERS, bench.parameters / 1e6), *others), details)
 
     def _rungs(self) -> list[int]:
-        return sorted({*self.sizes, *(PROBES if min(self.sizes) > max(PROBES) else ())})
+        """The sizes that were asked for, with those that must be known before a large one is dared."""
+        small = sum(size <= max(PROBES) for size in self.sizes)
+        return sorted({*self.sizes, *(PROBES if small < 2 and max(self.sizes) > max(PROBES) else ())})
 
     def _measure(
         self, bench: Bench, tokens: int, known: dict[str, Known], rule: Rule, look: Callable[[], object]

@@ -21,8 +21,8 @@ ORDER = (
     "race", "leaderboard", "published", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report",
     "baseline", "audit",
     "inspection", "confine", "isolation", "conformance", "submission",
-    "doctor", "breakdown", "reference", "sweep", "plot",
-    "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "audit_cli", "cache_cli", "submit_cli",
+    "doctor", "breakdown", "reference", "sweep", "plot", "panels", "growth_report",
+    "options", "command", "cost_cli", "sweep_cli", "attention_cli", "compare_cli", "board_cli", "audit_cli", "cache_cli", "submit_cli",
     "cli",
 )  # fmt: skip
 
