@@ -62,34 +62,38 @@ def attention(
     RESULTS/attention are of all such records there. Exit code 1 where one failed.
     """
     set_quiet(quiet)
-    from harness.api import EXECUTORS, build_setup, run_jobs
+    from harness.api import EXECUTORS, run_jobs
     from harness.device import default_device
     from harness.progress import say
-    from harness.runner import Job
     from harness.store import Store
 
     device = device or default_device()
-    chosen = {
-        "tokens": (tokens or (ON_GPU if device.startswith("cuda") else "")).replace(",", "-"),
-        "seconds": seconds, "longest": longest, "memory": memory,
-    }  # fmt: skip
-    common = {"precision": precision, "compile": compile, "device": device, "seed": seed}
-    jobs: list[Job] = []
-    for size in _batches(batch):
-        setup, _ = build_setup("random", batch_size=size, **common)
-        jobs += [
-            Job(model=f"{place}+{mixer}", task=task_id(scope, chosen), setup=setup, threads=threads)
-            for scope, places in (("alone", alone), ("carrier", carrier))
-            for place in _names(places)
-            for mixer in chosen_mixers(all, mixers)
-        ]
-    if not jobs:
+    tokens = tokens or (ON_GPU if device.startswith("cuda") else "")
+    chosen = {"tokens": tokens.replace(",", "-"), "seconds": seconds, "longest": longest, "memory": memory}
+    models = [
+        (f"{place}+{mixer}", task_id(scope, chosen))
+        for scope, places in (("alone", alone), ("carrier", carrier))
+        for place in _names(places)
+        for mixer in chosen_mixers(all, mixers)
+    ]
+    if not models:
         raise SetupError("Both --alone and --carrier are none: there is nothing to measure.")
+    common: dict[str, Any] = {"precision": precision, "compile": compile, "device": device, "seed": seed}
     store = Store(results)
+    jobs = [job for size in _batches(batch) for job in jobs_of(models, threads, batch_size=size, **common)]
     records = run_jobs(jobs, store, EXECUTORS[executor], rerun)
     say(f"Written: {', '.join(map(str, write(store)))}")
     if records.failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def jobs_of(models: Sequence[tuple[str, str]], threads: int | None, **options: Any) -> list[Job]:
+    """Return the jobs of some models with their tasks under one setup."""
+    from harness.api import build_setup
+    from harness.runner import Job
+
+    setup, _ = build_setup("random", **options)
+    return [Job(model=model, task=task, setup=setup, threads=threads) for model, task in models]
 
 
 def chosen_mixers(all: bool, mixers: str | None) -> list[str]:

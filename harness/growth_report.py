@@ -57,13 +57,14 @@ class Group:
 
 def grouped(records: Iterable[Record]) -> list[Group]:
     """Return the groups of those records that hold costs over token counts."""
-    found: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    found: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[Record]] = defaultdict(list)
     for record in records:
         if record.task.partition(",")[0] == TASK and not record.error:
             carrier = record.model.rpartition("+")[0]
             found[carrier, record.task, conditions(record)].append(record)
     return [
-        Group(*key, tuple(sorted(members, key=lambda record: record.model))) for key, members in sorted(found.items())
+        Group(carrier, task, shared, tuple(sorted(members, key=lambda record: record.model)))
+        for (carrier, task, shared), members in sorted(found.items())
     ]
 
 

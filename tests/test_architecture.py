@@ -16,13 +16,15 @@ ORDER = (
     "checkpoint",
     "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
     "pyramid", "alone", "preprocessing",
-    "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "scaling", "growth", "costs",
+    "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
+    "scaling", "growth", "costs",
     "executors", "predictions", "api",
     "race", "leaderboard", "published", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report",
     "baseline", "audit",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "sweep", "plot", "panels", "growth_report",
-    "options", "command", "cost_cli", "sweep_cli", "attention_cli", "compare_cli", "board_cli", "audit_cli", "cache_cli", "submit_cli",
+    "options", "command", "cost_cli", "sweep_cli", "attention_cli",
+    "compare_cli", "board_cli", "audit_cli", "cache_cli", "submit_cli",
     "cli",
 )  # fmt: skip
 
