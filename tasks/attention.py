@@ -152,7 +152,7 @@ class Attention(Task):
         rule = Rule(self.seconds, self.longest, 1024 * self.memory or free_bytes(setup.device) / 2 / MIB)
         known = {mode: Known() for mode in MODES}
         kept = self._kept()
-        with observing(setup.device) as watch:
+        with few_to_collect(), observing(setup.device) as watch:
             for tokens in track(self._rungs(), "token counts"):
                 if tokens not in kept:
                     kept[tokens] = self._measure(bench, tokens, known, rule, watch.look)
@@ -282,8 +282,6 @@ def _passes(
             latency = _latency(steps, slow, rule, setup, look)
     except (RuntimeError, ValueError, MemoryError) as error:
         return dict.fromkeys(names, Pair(reason=reason(error)))
-    finally:
-        gc.collect()
     return dict(zip(names, (latency, memory), strict=True))
 
 
@@ -324,6 +322,17 @@ def _latency(steps: Sequence[Step], slow: bool, rule: Rule, setup: Setup, look: 
     )  # fmt: skip
     own, control = (tuple(one[0] for one in rounds) for rounds in timed)
     return Pair(own, control)
+
+
+@contextmanager
+def few_to_collect() -> Iterator[None]:
+    """Spare the collections before each peak the many objects of the libraries, which take most of their time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def parse_tokens(text: str) -> list[int]:

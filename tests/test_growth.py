@@ -41,11 +41,11 @@ def test_only_the_last_crossing_counts() -> None:
 def test_the_interval_of_a_crossing_holds_the_truth_as_often_as_it_says() -> None:
     generator, held = np.random.default_rng(0), 0
     truth = crossing(SIZES, [1000 / size for size in SIZES])
-    for seed in range(200):
+    for seed in range(100):
         ratios = [list(1000 / size * np.exp(0.2 * generator.standard_normal(25))) for size in SIZES]
         low, high = crossing_interval(SIZES, ratios, seed)
         held += low <= truth <= high
-    assert held / 200 == pytest.approx(0.95, abs=0.05)
+    assert held / 100 == pytest.approx(0.95, abs=0.05)
 
 
 def test_an_interval_that_may_never_cross_has_no_end() -> None:
@@ -101,7 +101,8 @@ def test_curves_come_to_exponents_and_crossings() -> None:
     assert found["faster_from"].value == pytest.approx(1000 / THRESHOLD, rel=0.02)
     low, high = found["faster_from"].interval or (0, 0)
     assert low < 1000 / THRESHOLD < high < 1100
-    assert (found["fewer_macs_from"].value, found["fewer_macs_from"].interval) == (pytest.approx(1020), None)
+    assert found["fewer_macs_from"].value == pytest.approx(1000 / THRESHOLD)
+    assert found["fewer_macs_from"].interval is None
 
 
 def test_what_cannot_be_told_says_why() -> None:
