@@ -15,7 +15,7 @@ from harness.costs.memory import MIB, added_peak, free_bytes
 from harness.costs.parameters import PARAMETERS
 from harness.costs.training import training
 from harness.device import evaluating, noise, place
-from harness.errors import SetupError, reason
+from harness.errors import ModelError, SetupError, reason
 from harness.growth import LEAST_ROUNDS, Pair, summarise
 from harness.metric import Evaluation, Measurement
 from harness.models import build_model, public_id
@@ -256,6 +256,10 @@ class Bench:
 
 def _finest(carrier: Any) -> tuple[int, int]:
     """Width and stride of the first map of tokens."""
+    if not (hasattr(carrier, "channels") and hasattr(carrier, "strides")):
+        raise ModelError(
+            f"{type(carrier).__name__} does not tell its channels and strides, as a carrier of mixers does."
+        )
     return carrier.channels[0], carrier.strides[0]
 
 

@@ -91,15 +91,15 @@ def sites(side: int) -> list[AttentionSite]:
 def test_counts_are_the_closed_forms_and_the_control_stands_beside(
     carrier: str, tmp_path: Path, scope: str, taken: int
 ) -> None:
-    record = evaluate(f"{carrier}+agent", f"scope={scope},tokens=9-16-25", tmp_path / "r", batch_size=2)
+    record = evaluate(f"{carrier}+linear", f"scope={scope},tokens=9-16-25", tmp_path / "r", batch_size=2)
     assert record.error is None
     values = record.values()
     for side in (3, 4, 5):
         rest = 0 if scope == "alone" else side**2 * 12 * 16 + 16 * 1000
-        for part, name in (("", "agent"), ("_control", "softmax")):
+        for part, name in (("", "linear"), ("_control", "softmax")):
             macs = sum(ATTENTIONS.get(name).card.macs(site) for site in sites(side)[:taken])
             assert values[f"gmacs{part}_n{side**2}"] == pytest.approx((macs + rest) / 1e9)
-    parameters = sum(ATTENTIONS.get("agent").card.parameters(site) for site in sites(4)[:taken])
+    parameters = sum(ATTENTIONS.get("linear").card.parameters(site) for site in sites(4)[:taken])
     assert values["parameters"] == pytest.approx(
         (parameters + (0 if scope == "alone" else 12 * 16 + 16 + 17 * 1000)) / 1e6
     )
@@ -202,7 +202,7 @@ def test_what_would_take_too_much_is_left_out_by_forecast(
 
 
 def test_a_forecast_is_of_the_heavier_model_and_of_both_times() -> None:
-    known, rule = Known(), Rule(seconds=1, longest=8, memory=1024)
+    known, rule = Known(), Rule(seconds=1, longest=9, memory=1024)
     for tokens in (1024, 4096):
         scale = (tokens / 1024) ** 2
         known.learn(tokens, Pair((10 * scale,), (40 * scale,)), Pair((50 * scale,), (25 * scale,)))
@@ -233,8 +233,12 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(setup: Setup) -> No
         build_task("attention").check(setup)
 
 
-def test_a_model_that_is_no_carrier_is_an_error(nets: str, tmp_path: Path) -> None:
-    assert "has no slot for an attention" in str(evaluate(f"{nets}:tiny", "tokens=9", tmp_path / "r").error)
+@pytest.mark.parametrize(
+    ("model", "error"), [("tiny", "no carrier of mixers"), ("timm:vit_tiny_patch16_224", "channels and strides")]
+)
+def test_a_model_that_is_no_carrier_is_an_error(nets: str, tmp_path: Path, model: str, error: str) -> None:
+    record = evaluate(model if ":" in model else f"{nets}:{model}", "tokens=9", tmp_path / "r")
+    assert error in str(record.error)
 
 
 def test_each_size_is_compiled_by_itself(carrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
