@@ -16,6 +16,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from harness import (
+    attention_cli,
     audit_cli,
     board_cli,
     cache_cli,
@@ -46,6 +47,7 @@ app.add_typer(cache_cli.app, name="cache")
 app.add_typer(submit_cli.app, name="submit")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
+app.command("attention")(attention_cli.attention)
 app.command("board")(board_cli.board)
 app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)

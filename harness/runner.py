@@ -109,9 +109,10 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
         task = build_task(job.task, job.data, job.workers)
         module, setup = prepare(job, task)
         state = _state(setup)
+        task.model_id = job.model
         task.checkpoint = request.checkpoint(state)
         task.rebuild = lambda seed: place(prepare(replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup)
-        if request.journal and isinstance(task, BatchTask):
+        if request.journal:
             task.journal = Journal(request.journal, state)
         if isinstance(task, BatchTask):
             task.cache = cache

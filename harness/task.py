@@ -61,6 +61,8 @@ class Task(ABC):
 
     Attributes:
         training_batch: images a step of a training that several ranks can share; None without one.
+        model_id: of the model that is evaluated, for a task that builds it at other sizes, or another to set beside it.
+        journal: where an evaluation that can be interrupted keeps what it found; None for nowhere.
         checkpoint: where a task that trains keeps the state of an unfinished training; None for nowhere.
         rebuild: from a seed to the model that is evaluated, built and placed anew; set while a job runs.
 
@@ -75,6 +77,8 @@ class Task(ABC):
     any_size: ClassVar[bool] = False
     untrained: Literal["rank", "apart", "never"] = "never"
     training_batch: int | None = None
+    model_id: str = ""
+    journal: Journal | None = None
     checkpoint: Checkpoint | None = None
     rebuild: Callable[[int], nn.Module] | None = None
 
@@ -112,11 +116,9 @@ class BatchTask(Task):
     """A task that is evaluated in batches: most tasks fill three short methods.
 
     Attributes:
-        journal: where an evaluation whose meter can resume keeps what it found; None for nowhere.
         cache: where decoded images and features are kept for other runs; None for nowhere.
     """
 
-    journal: Journal | None = None
     cache: Cache | None = None
 
     @abstractmethod
