@@ -70,11 +70,12 @@ def attention(
     device = device or default_device()
     tokens = tokens or (ON_GPU if device.startswith("cuda") else "")
     chosen = {"tokens": tokens.replace(",", "-"), "seconds": seconds, "longest": longest, "memory": memory}
+    named = chosen_mixers(all, mixers)
     models = [
         (f"{place}+{mixer}", task_id(scope, chosen))
         for scope, places in (("alone", alone), ("carrier", carrier))
         for place in _names(places)
-        for mixer in chosen_mixers(all, mixers)
+        for mixer in named
     ]
     if not models:
         raise SetupError("Both --alone and --carrier are none: there is nothing to measure.")
