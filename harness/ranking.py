@@ -29,8 +29,8 @@ def with_ranks(board: Board, store: Store) -> Board:
     """Return a board whose rows know the ranks that the data allow, where anything tells.
 
     Models are compared on the same images where the outcomes of both are there: shares by exact McNemar tests, other
-    metrics by the paired bootstrap. Any two values with intervals are compared by a normal test. All pairs are corrected
-    together (Holm), at a joint level of 95 %.
+    metrics by the paired bootstrap. Any two values with intervals are compared by a normal test. All pairs are
+    corrected together (Holm), at a joint level of 95 %.
     """
     metric, rows = board.metrics[0], board.rows
     if not 1 < len(rows) <= MOST_ROWS or any(row.values[metric.name] is None for row in rows):

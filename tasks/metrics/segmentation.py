@@ -31,9 +31,9 @@ class Segmentation:
         drawn, found = (np.where(counts, labels, 0).astype(np.uint8) for labels in (annotation, prediction))
         drawn, found = (np.where(boundary(labels), labels, 0).astype(np.uint8) for labels in (drawn, found))
         near = np.where(counts & (drawn == 0), self.classes + 1, drawn).astype(np.uint8)
-        counted += self._edges.areas(self._edges.update(found, near))
+        edges = self._edges.areas(self._edges.update(found, near))
         for label in np.flatnonzero(counted[1] + counted[2]).tolist():
-            self.rows.append((name, label + 1, *(int(areas[label]) for areas in counted)))
+            self.rows.append((name, label + 1, *(int(areas[label]) for areas in (*counted, *edges))))
 
     def values(self) -> dict[str, float]:
         """Return the scores by name, in 0..1; NaN where no pixel was annotated."""
