@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from baselines.layers.fpn import Fpn
@@ -27,8 +29,11 @@ def retinanet(pyramid: Any, classes: int, anchor: float = 32.0, **transform: Any
     """
     sizes = tuple(tuple(int(anchor * 2 ** (level + third / 3)) for third in range(3)) for level in range(5))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    backbone = Fpn(pyramid, 1, LastLevelP6P7(256, 256))
+    head = RetinaNetHead(
+        backbone.out_channels, anchors.num_anchors_per_location()[0], classes, norm_layer=partial(nn.GroupNorm, 32)
+    )
     detector: nn.Module = RetinaNet(
-        Fpn(pyramid, 1, LastLevelP6P7(256, 256)), classes, anchor_generator=anchors,
-        size_divisible=pyramid.divisor, **transform,
-    )  # fmt: skip
+        backbone, classes, anchor_generator=anchors, head=head, size_divisible=pyramid.divisor, **transform
+    )
     return detector
