@@ -40,14 +40,15 @@ class Sizes:
 
 
 # The preprocessing is torchvision's, with a mirror image half the time.
-#   1x     Swin (arXiv:2103.14030), appendix A2.2: 12 epochs; without its several scales.
+#   1x     Swin's official 12 epochs of Mask R-CNN with Swin-T (github.com/SwinTransformer/Swin-Transformer-Object-
+#          Detection); without its several scales.
 #   dseq   DSeq-JEPA (github.com/SkyShunsuke/DSeq-JEPA, configs/detection): 25 epochs at 1024 pixels; its neck has no
 #          top-down path, and this one has.
 #   short  this project's: for one GPU.
 #   mini   this project's: for the embedded scenes on a CPU.
 PRESETS: dict[str, tuple[DenseRecipe, Sizes]] = {
     "1x": (
-        DenseRecipe(epochs=12, lr=1e-4, weight_decay=0.05, warmup=1000, schedule="steps", norm_eval=True),
+        DenseRecipe(epochs=12, lr=1e-4, weight_decay=0.05, warmup=500, schedule="steps", drop_path=0.1, norm_eval=True),
         Sizes(800, 1333),
     ),
     "dseq": (
@@ -79,7 +80,7 @@ class DetectionProtocol(DenseProtocol):
     def __post_init__(self) -> None:
         self.preset_recipe, self.sizes = PRESETS[self.preset]
         self.preprocessing = {"image_size": (self.sizes.short, self.sizes.long)}
-        self.details: dict[str, Any] = {"protocol": "detection", "head": self.head, "preset": self.preset}
+        self.details = {"protocol": "detection", "head": self.head, "preset": self.preset}
 
     def adapt(self, model: nn.Module, task: Any, setup: Setup) -> Callable[[Sequence[Any]], list[Any]]:
         """Train the detector, and return the function from PIL images to what it finds in each."""

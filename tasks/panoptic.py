@@ -28,7 +28,7 @@ class Merging:
     """What becomes a segment.
 
     Args:
-        score: that a thing has at least.
+        score: that a thing exceeds.
         overlap: the largest share of a thing's mask that better ones may hold already.
         stuff_area: pixels that are left of a kind of stuff in an image, at least.
 
@@ -69,7 +69,7 @@ def merge(
     for index in np.argsort(-np.asarray(scores, float), kind="stable").tolist():
         free = masks[index] & (ids == VOID)
         area = int(masks[index].sum())
-        if area and scores[index] >= rule.score and area - int(free.sum()) <= rule.overlap * area:
+        if area and scores[index] > rule.score and area - int(free.sum()) <= rule.overlap * area:
             add(free, things[index])
     for category in np.unique(semantic).tolist():
         left = (semantic == category) & (ids == VOID)
@@ -119,9 +119,10 @@ class PanopticProtocol(DetectionProtocol):
         return len(truth.images), PanopticSample(truth, image_folder(task.root, task.training_path))
 
     def classes(self, task: Any) -> dict[str, Any]:
-        """Return what the head is told of the classes."""
+        """Return what the head is told of the classes and of the branches."""
         counts = {name: len(task.training.labels(name == "things")) for name in ("things", "stuff")}
-        return {**counts, "semantic_weight": self.semantic_weight}
+        # Masks of things that are too unsure to become segments need not be made.
+        return {**counts, "semantic_weight": self.semantic_weight, "box_score_thresh": self.merging.score}
 
     def predictor(self, module: nn.Module, task: Any, setup: Setup) -> Callable[[Sequence[Any]], list[Any]]:
         """Return the function from PIL images to a map of ids and its segments for each."""
@@ -138,9 +139,7 @@ def _predict(
         found = module([to_tensor(picture).to(setup.device) for picture in pictures])
     merged = []
     for one in found:
-        sure = one["scores"] >= rule.score
-        masks = (one["masks"][sure, 0] >= 0.5).cpu().numpy()
-        categories = things[one["labels"][sure].cpu().numpy()].tolist()
-        scores = one["scores"][sure].float().cpu().tolist()
+        masks = (one["masks"][:, 0] >= 0.5).cpu().numpy()
+        categories, scores = things[one["labels"].cpu().numpy()].tolist(), one["scores"].tolist()
         merged.append(merge(masks, categories, scores, stuff[one["semantic"].cpu().numpy()], rule))
     return merged

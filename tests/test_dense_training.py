@@ -26,6 +26,7 @@ from tasks.data.train_loader import SampledSteps
 
 SEGMENTERS = ("linear", "semantic_fpn", "upernet")
 DETECTORS = ("mask_rcnn", "retinanet", "fcos")
+PANOPTIC = "coco_panoptic:panoptic_fpn"
 KINDS = ("timm:resnet18", "timm:test_convnext", "timm:swin_tiny_patch4_window7_224", "vit_t16", "timm:test_maxvit")
 
 
@@ -99,7 +100,16 @@ def test_a_detector_learns(head: str, data: Path) -> None:
     assert (values(evaluation)["mask_ap"] is None) == (head != "mask_rcnn")
 
 
-@pytest.mark.parametrize("task_id", ["ade20k:semantic_fpn", "coco:fcos"])
+def test_a_panoptic_segmenter_learns(data: Path) -> None:
+    evaluation = evaluate(f"{PANOPTIC},preset=mini,steps=20,batch=2,score=0.1", data, backbone(), image_size=(64, 96))
+    loss = evaluation.details["training_loss"]
+    assert np.mean(loss[-3:]) < 0.8 * np.mean(loss[:3])
+    assert evaluation.details["merging"] == {"score": 0.1, "overlap": 0.5, "stuff_area": 340}
+    assert evaluation.details["training_images"] == 6
+    assert set(values(evaluation)) >= {f"{n}{r}" for n in ("pq", "sq", "rq") for r in ("", "_things", "_stuff")}
+
+
+@pytest.mark.parametrize("task_id", ["ade20k:semantic_fpn", "coco:fcos", PANOPTIC])
 def test_an_interrupted_training_resumes_to_the_same_result(
     task_id: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +281,7 @@ def test_crowds_are_not_trained_on(data: Path) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (75, 101)])
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
-    "task_id", [*(f"ade20k:{head}" for head in SEGMENTERS), *(f"coco:{head}" for head in DETECTORS)]
+    "task_id", [*(f"ade20k:{head}" for head in SEGMENTERS), *(f"coco:{head}" for head in DETECTORS), PANOPTIC]
 )
 def test_each_head_trains_on_each_kind(task_id: str, name: str, size: tuple[int, int], data: Path) -> None:
     torch.manual_seed(0)

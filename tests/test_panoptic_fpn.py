@@ -65,7 +65,7 @@ def test_a_dropped_thing_takes_nothing_from_the_next() -> None:
 
 
 def test_unsure_and_empty_things_are_dropped() -> None:
-    things = [(bar(0, 3), CAT, 0.5), (bar(3, 6), DOG, 0.4999), (bar(6, 6), DOG, 0.9)]
+    things = [(bar(0, 3), CAT, 0.5001), (bar(3, 6), DOG, 0.5), (bar(6, 6), DOG, 0.9)]
     assert merged(things, 10 * [0])[1] == {1: (CAT, 3)}
     assert merged(things, 10 * [0], Merging(score=0.4, stuff_area=0))[1] == {1: (CAT, 3), 2: (DOG, 3)}
 
