@@ -28,6 +28,7 @@ SEGMENTERS = ("linear", "semantic_fpn", "upernet")
 DETECTORS = ("mask_rcnn", "retinanet", "fcos")
 PANOPTIC = "coco_panoptic:panoptic_fpn"
 KINDS = ("timm:resnet18", "timm:test_convnext", "timm:swin_tiny_patch4_window7_224", "vit_t16", "timm:test_maxvit")
+OWN, NAMED = "channels, strides and features", "names of layers"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,20 @@ class Backbone(nn.Module):
             images = stage(images)
             found.append(images)
         return found
+
+
+class Stranger(nn.Module):
+    """A classifier that says nothing of its maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = Backbone().stages
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            images = stage(images)
+        return self.head(images.mean(dim=(2, 3)))
 
 
 def backbone() -> nn.Module:
@@ -279,16 +294,22 @@ def test_crowds_are_not_trained_on(data: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 64), (75, 101)])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, OWN, NAMED])
 @pytest.mark.parametrize(
     "task_id", [*(f"ade20k:{head}" for head in SEGMENTERS), *(f"coco:{head}" for head in DETECTORS), PANOPTIC]
 )
 def test_each_head_trains_on_each_kind(task_id: str, name: str, size: tuple[int, int], data: Path) -> None:
     torch.manual_seed(0)
-    model = build_model(name, any_size=True)
-    evaluation = evaluate(f"{task_id},preset=mini,steps=2,batch=2,frozen=false", data, model, image_size=size)
+    own = {OWN: Backbone, NAMED: Stranger}
+    model = own[name]() if name in own else build_model(name, any_size=True)
+    layers = ",layers=stages.0+stages.1+stages.2+stages.3" if name == NAMED else ""
+    evaluation = evaluate(f"{task_id},preset=mini,steps=2,batch=2,frozen=false{layers}", data, model, image_size=size)
     assert np.isfinite(evaluation.details["training_loss"]).all()
     assert evaluation.measurements[0].value is not None
+    assert {"optimizer", "lr", "weight_decay", "schedule", "warmup", "batch", "steps"} <= set(
+        evaluation.details["recipe"]
+    )
+    assert evaluation.details["augmentation"]
 
 
 # --- on the whole embedded data --------------------------------------------------------------------------------------
