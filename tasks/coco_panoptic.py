@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tasks.data.coco_panoptic import Map, Panoptic
     from tasks.metrics.panoptic import Counts, Ids, Segment
 
-    Guess = tuple[Image, Ids, Sequence[Segment]]
+    Compared = tuple[Image, Mapping[int, Counts]]
     Predict = Callable[[Sequence[Any]], Sequence[tuple[Ids, Sequence[Segment]]]]
 
 REGIONS: dict[str, int | None] = {"": None, "_things": 1, "_stuff": 0}
@@ -109,8 +109,8 @@ class CocoPanoptic(DenseTask):
         maps, folder = read_panoptic_results(file, self.panoptic)
         return self._evaluation(self._read(maps, folder))
 
-    def _predicted(self, predict: Predict, setup: Setup) -> Iterator[Guess]:
-        """What a segmenter finds in each image."""
+    def _predicted(self, predict: Predict, setup: Setup) -> Iterator[Compared]:
+        """How each image's annotation compares with what a segmenter finds in it."""
         from harness.images import decode
         from tasks.data.coco import image_folder
         from tasks.data.loader import spread
@@ -124,31 +124,36 @@ class CocoPanoptic(DenseTask):
             found = predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
             for image, (ids, segments) in zip(images, found, strict=True):
                 check_guess(ids, segments, (image.height, image.width), known)
-                yield image, ids, segments
+                yield image, self._compare(image, ids, segments)
 
-    def _read(self, maps: Mapping[str, Map], folder: Path) -> Iterator[Guess]:
-        """What files hold for each image."""
+    def _read(self, maps: Mapping[str, Map], folder: Path) -> Iterator[Compared]:
+        """How each image's annotation compares with what files hold for it."""
         from tasks.data.coco_panoptic import check_segments, read_ids, segments
 
         for image in track(self.panoptic.images, "compare segments"):
             one = maps[str(image.id)]
             ids = read_ids(folder, one, image)
             check_segments(one, ids)
-            yield image, ids, segments(one)
+            yield image, self._compare(image, ids, segments(one))
 
-    def _evaluation(self, found: Iterable[Guess]) -> Evaluation:
-        """Compare what was found in images with their annotations."""
+    def _compare(self, image: Image, ids: Ids, guesses: Sequence[Segment]) -> Mapping[int, Counts]:
+        """What is right, wrong and missed in an image, by category."""
         from tasks.data.coco_panoptic import read_ids, segments
-        from tasks.metrics.panoptic import Counts, compare
+        from tasks.metrics.panoptic import compare
 
-        truth = self.panoptic
-        total: dict[int, Counts] = {category.id: Counts() for category in truth.categories}
+        one = self.panoptic.maps[str(image.id)]
+        return compare(read_ids(self.panoptic.folder, one, image), segments(one), ids, guesses)
+
+    def _evaluation(self, found: Iterable[Compared]) -> Evaluation:
+        """Add up what was counted in images."""
+        from tasks.metrics.panoptic import Counts
+
+        total: dict[int, Counts] = {category.id: Counts() for category in self.panoptic.categories}
         rows: list[Row] = []
         images = 0
-        for image, ids, guesses in found:
-            one = truth.maps[str(image.id)]
+        for image, compared in found:
             images += 1
-            for category, counts in compare(read_ids(truth.folder, one, image), segments(one), ids, guesses).items():
+            for category, counts in compared.items():
                 total[category] += counts
                 rows.append(_row(str(image.id), category, counts))
         columns = ("item", "category", "right", "wrong", "missed", "overlap_e9")
