@@ -200,4 +200,5 @@ PANOPTIC_SEGMENTERS: Registry[Callable[..., Any]] = Registry("panoptic_segmenter
 DETECTORS: Registry[Callable[..., Any]] = Registry("detector", "tasks.detectors")
 HEADS: Registry[Callable[..., Any]] = Registry("head", "baselines.heads")
 COSTS: Registry[Callable[..., Any]] = Registry("cost", "harness.costs")
+STATISTICS: Registry[Callable[..., Any]] = Registry("statistic", "tasks.metrics")
 GENERATORS: Registry[Callable[..., Any]] = Registry("generator", "tasks.data")

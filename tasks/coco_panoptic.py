@@ -147,18 +147,19 @@ class CocoPanoptic(DenseTask):
     def _evaluation(self, found: Iterable[Compared]) -> Evaluation:
         """Add up what was counted in images."""
         from tasks.metrics.panoptic import Counts
+        from tasks.metrics.sums_resampled import PANOPTIC
 
-        total: dict[int, Counts] = {category.id: Counts() for category in self.panoptic.categories}
+        things = {category.id: category.isthing for category in self.panoptic.categories}
+        total: dict[int, Counts] = {category: Counts() for category in things}
         rows: list[Row] = []
         images = 0
         for image, compared in found:
             images += 1
             for category, counts in compared.items():
                 total[category] += counts
-                rows.append(_row(str(image.id), category, counts))
-        columns = ("item", "category", "right", "wrong", "missed", "overlap_e9")
+                rows.append(_row(str(image.id), category, things[category], counts))
         details = {"images": images, **self._details(total)}
-        return Evaluation(self._measure(total), details, Outcomes(columns, tuple(rows)))
+        return Evaluation(self._measure(total), details, Outcomes(PANOPTIC, tuple(rows)))
 
     def _measure(self, total: dict[int, Counts]) -> tuple[Measurement, ...]:
         """All categories first, then things and stuff."""
@@ -189,8 +190,8 @@ class CocoPanoptic(DenseTask):
         }
 
 
-def _row(item: str, category: int, counts: Counts) -> Row:
-    return item, category, counts.right, counts.wrong, counts.missed, round(SCALE * counts.overlap)
+def _row(item: str, category: int, thing: int, counts: Counts) -> Row:
+    return item, category, thing, counts.right, counts.wrong, counts.missed, round(SCALE * counts.overlap)
 
 
 def check_guess(ids: Any, segments: Sequence[Segment], shape: tuple[int, int], categories: set[int]) -> None:

@@ -125,7 +125,16 @@ def test_a_panoptic_segmenter_learns(data: Path) -> None:
     assert set(values(evaluation)) >= {f"{n}{r}" for n in ("pq", "sq", "rq") for r in ("", "_things", "_stuff")}
 
 
-@pytest.mark.parametrize("task_id", ["ade20k:semantic_fpn", "coco:fcos", PANOPTIC])
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        "ade20k:semantic_fpn",
+        "coco:fcos",
+        PANOPTIC,
+        pytest.param("ade20k:upernet", marks=pytest.mark.slow),
+        pytest.param("coco:mask_rcnn", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_training_resumes_to_the_same_result(
     task_id: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
