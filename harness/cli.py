@@ -157,7 +157,18 @@ def race(
 @app.command("list")
 def list_(
     kind: Annotated[
-        Literal["models", "attentions", "wrappers", "tasks", "protocols", "segmenters", "detectors", "heads", "costs"],
+        Literal[
+            "models",
+            "attentions",
+            "wrappers",
+            "tasks",
+            "protocols",
+            "segmenters",
+            "detectors",
+            "panoptic_segmenters",
+            "heads",
+            "costs",
+        ],
         typer.Argument(),
     ],
 ) -> None:
