@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +56,8 @@ def build_segmentor(file: Path) -> nn.Module:
         ModelError: the configuration is none of a segmentation model.
     """
     _check_packages()
-    from mmengine.config import Config
+    from mmengine.config import Config, ConfigDict
+    from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
     from mmseg.models.segmentors import BaseSegmentor
     from mmseg.registry import MODELS
@@ -62,14 +65,17 @@ def build_segmentor(file: Path) -> nn.Module:
     config = Config.fromfile(str(file))
     if not config.get("model"):
         raise ModelError(f"The configuration {file.name!r} has no `model`: give one of a segmentation model.")
+    # It would list every parameter, on standard output, where records go.
+    with redirect_stdout(sys.stderr):
+        MMLogger.get_instance("backbone_bench", log_level="WARNING")
     init_default_scope("mmseg")
-    options = _without_pretrained(config.model.to_dict())
+    options = ConfigDict(_without_pretrained(config.model.to_dict()))
     name = options.pop("type")
     kind = name if isinstance(name, type) else MODELS.get(name)
     if not (isinstance(kind, type) and issubclass(kind, BaseSegmentor)):
         raise ModelError(f"The configuration {file.name!r} has a model of type {name!r}, which is no segmentor.")
     # A subclass and no wrapper, so that parameters keep the names that checkpoints have.
-    model: Any = type(kind.__name__, (Segments, kind), {})(**options)
+    model: Any = type(kind.__name__, (Segments, kind), {"__module__": __name__})(**options)
     model.init_weights()
     model.pipeline = _pipeline(config, file)
     model.preprocessing = _declared(config)
@@ -81,7 +87,7 @@ def build_segmentor(file: Path) -> nn.Module:
 def _check_packages() -> None:
     """Say what to install, where importing says no more than that something is missing."""
     try:
-        import mmcv.ops
+        import mmcv.ops  # noqa: F401
         import mmseg.models  # noqa: F401
     except ImportError as error:
         missing = error.name if error.name in ("mmcv", "mmseg") or not error.name else error.name.partition(".")[0]

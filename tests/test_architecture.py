@@ -14,8 +14,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "store",
     "checkpoint",
-    "cgroup", "nvml", "environment", "mmseg_config", "mmseg_segmentor", "factory", "models", "weights", "cache", "sources",
-    "blocks", "features", "pyramid", "mmseg_backbone", "preprocessing",
+    "cgroup", "nvml", "environment", "mmseg_config", "mmseg_segmentor", "factory", "models", "weights", "cache",
+    "sources", "blocks", "features", "pyramid", "mmseg_backbone", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",
     "executors", "predictions", "api",
     "race", "leaderboard", "published", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report",
