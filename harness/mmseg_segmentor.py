@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,22 +26,23 @@ class Segments:
     Attributes:
         preprocessing: mean, standard deviation and usual size of its input, in the harness's units.
         segmentation: its test settings, for records.
-        pipeline: from `{"img": array (H, W, 3) in BGR}` to one sample.
+        make_pipeline: gives the function from `{"img": array (H, W, 3) in BGR}` to one sample.
     """
 
     preprocessing: dict[str, Any]
     segmentation: dict[str, Any]
-    pipeline: Any
+    make_pipeline: Callable[[], Any]
     test_step: Any
 
     def segment(self, pictures: Sequence[Any]) -> list[Tensor]:
         """Return the logits (classes, H, W) of PIL pictures at their own sizes, one after the other as when testing."""
-        return [self._logits(picture) for picture in pictures]
+        pipeline = self.make_pipeline()
+        return [self._logits(picture, pipeline) for picture in pictures]
 
-    def _logits(self, picture: Any) -> Tensor:
+    def _logits(self, picture: Any, pipeline: Any) -> Tensor:
         import numpy as np
 
-        sample = self.pipeline({"img": np.ascontiguousarray(np.asarray(picture)[..., ::-1])})
+        sample = pipeline({"img": np.ascontiguousarray(np.asarray(picture)[..., ::-1])})
         found = self.test_step({"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]})[0]
         logits: Tensor = found.seg_logits.data
         return logits
@@ -77,7 +79,7 @@ def build_segmentor(file: Path) -> nn.Module:
     # A subclass and no wrapper, so that parameters keep the names that checkpoints have.
     model: Any = type(kind.__name__, (Segments, kind), {"__module__": __name__})(**options)
     model.init_weights()
-    model.pipeline = _pipeline(config, file)
+    model.make_pipeline = partial(_pipeline, _steps(config), file.name)
     model.preprocessing = _declared(config)
     model.segmentation = _details(config)
     built: nn.Module = model
@@ -108,13 +110,13 @@ def _is_pretrained(init: Any) -> bool:
     return isinstance(init, dict) and "Pretrained" in str(init.get("type"))
 
 
-def _pipeline(config: Any, file: Path) -> Any:
+def _pipeline(steps: Sequence[Any], name: str) -> Any:
     """The test pipeline for pictures that are already read, and without their annotations."""
     from mmengine.dataset import Compose
 
-    steps = [dict(step) for step in _steps(config) if step["type"] != "LoadAnnotations"]
+    steps = [dict(step) for step in steps if step["type"] != "LoadAnnotations"]
     if not steps or steps[0]["type"] != "LoadImageFromFile":
-        raise ModelError(f"The test pipeline of {file.name!r} does not begin with LoadImageFromFile, as it must here.")
+        raise ModelError(f"The test pipeline of {name!r} does not begin with LoadImageFromFile, as it must here.")
     first = {"type": "LoadImageFromNDArray", "to_float32": steps[0].get("to_float32", False)}
     return Compose([first, *steps[1:]])
 

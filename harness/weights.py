@@ -36,7 +36,7 @@ COUNTER = "num_batches_tracked"
 class Inert:
     """What stands in a checkpoint for something that is not needed: it takes anything, and keeps and does nothing."""
 
-    def __new__(cls, *args: Any) -> Inert:
+    def __new__(cls, *_: Any) -> Inert:
         """Return a new one, whatever it is called with."""
         return object.__new__(cls)
 
@@ -118,7 +118,10 @@ def unwrap(found: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Tensor]
     Raises:
         WeightsError: there are no tensors.
     """
-    for container in CONTAINERS:
+    meta = found.get("meta")
+    # mmengine saves averaged weights as the state dict, and as `ema_state_dict` those that are trained.
+    swapped = isinstance(meta, Mapping) and "mmengine_version" in meta
+    for container in ("state_dict",) if swapped else CONTAINERS:
         inside = found.get(container)
         if isinstance(inside, Mapping) and _tensors(inside):
             return container, _tensors(inside)
