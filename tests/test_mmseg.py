@@ -264,6 +264,8 @@ def test_a_model_that_it_trained_scores_the_same_here_and_there(
     runner = Runner.from_cfg(Config(config))
     runner.train()
     checkpoint = tmp_path / "work" / "iter_3.pth"
+    # mmengine's own loading asks torch for its own log, which torch refuses. Averaged weights are what it tests with.
+    runner.model.load_state_dict(torch.load(checkpoint, weights_only=False)["state_dict"])
     kept(runner.test_loop.evaluator.metrics[0], monkeypatch)
     runner.test()
     right, union, _, annotated = areas(runner.test_loop)
@@ -289,7 +291,11 @@ def test_what_it_costs_is_what_the_same_network_costs_here(tmp_path: Path) -> No
     assert found.error is None
     assert found.values()["gmacs_disagreement"] == pytest.approx(0, abs=0.1)
     ours = nn.Sequential(Pyramid(build_model("timm:resnet18")), UPerHead(RESNET[1], 150, 16)).eval()
-    assert found.values()["gmacs"] == count_macs(ours, torch.zeros(1, 3, 128, 128)).total / 1e9
+    counted = count_macs(ours, torch.zeros(1, 3, 128, 128)).by_operator
+    theirs = found.details["macs"]["by_operator"]
+    assert theirs["aten::convolution"] == counted["aten::convolution"]
+    # Ours resizes its first level to the size that it has.
+    assert counted["aten::upsample_bilinear2d"] - theirs["aten::upsample_bilinear2d"] == 4 * 16 * 32 * 32
 
 
 def test_a_checkpoint_that_runs_code_is_refused(scenes: Path, tmp_path: Path) -> None:
