@@ -117,7 +117,7 @@ def run(
     if predictions is not None or annotations is not None or not model:
         distributed.check("Predictions", None, "cpu")
         _check_predictions(model, predictions, annotations, weights, options)
-        return _measure_predictions(str(predictions), task, model, annotations, data, Store(Path(results)), rerun)
+        return _measure_predictions(str(predictions), task, model, annotations, data, Store(results), rerun)
     setup, file = build_setup(weights, allow_partial, **options)
     if callable(model):
         model, executor = callable_id(model), "inline"
@@ -129,7 +129,7 @@ def run(
     }  # fmt: skip
     pairs = itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks)))
     jobs = [Job(model=m, task=t, setup=setup, **here) for m, t in pairs]
-    return run_jobs(jobs, Store(Path(results)), ranks if distributed.active() else EXECUTORS[executor], rerun)
+    return run_jobs(jobs, Store(results), ranks if distributed.active() else EXECUTORS[executor], rerun)
 
 
 def _measure_predictions(

@@ -30,7 +30,7 @@ from harness import (
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError, SetupError
 
-RESULTS = Path("results")
+RESULTS = "results"
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -126,7 +126,7 @@ def race(
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Turns of each model; at least 15.", min=15)] = 40,
     results: Annotated[
-        Path | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
+        str | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -150,8 +150,9 @@ def race(
         )
     print(race_to_markdown(found))
     if results is not None:
+        store = Store(results)
         for record in found.records():
-            Store(results).save(record)
+            store.save(record)
 
 
 @app.command("list")

@@ -13,9 +13,9 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
     "errors", "distributed", "registry", "progress", "images", "metric", "journal", "statistics", "significance",
-    "resampling", "record", "store", "checkpoint",
+    "resampling", "record", "cache", "location", "store", "checkpoint",
     "cgroup", "nvml", "environment", "mmseg_config", "mmseg_segmentor", "factory", "models", "weights",
-    "cache", "sources", "blocks", "features", "pyramid", "mmseg_backbone", "alone", "preprocessing",
+    "sources", "blocks", "features", "pyramid", "mmseg_backbone", "alone", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
     "scaling", "growth", "costs",
     "executors", "predictions", "api",
