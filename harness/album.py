@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.progress import say
+from harness.record import Record
 from harness.store import write_atomically
 
 PAGE = "index.html"
@@ -57,7 +58,7 @@ class Album:
         """Write the picture, a PIL image, of an item that was chosen; where the disk does not take it, say so."""
         self._waiting.discard(item)
         content = io.BytesIO()
-        picture.save(content, "PNG", optimize=True)
+        picture.save(content, "PNG")
         try:
             write_atomically(self._files[item], content.getvalue())
         except OSError as error:
@@ -101,3 +102,16 @@ def write_page(folder: Path, title: str) -> Path:
     )
     write_atomically(folder / PAGE, page.encode())
     return folder / PAGE
+
+
+def announce(record: Record, folder: Path) -> None:
+    """Write the page of a record's pictures, and say where it is, or that there are none."""
+    if record.error:
+        return
+    if "panels" not in record.details:
+        say(f"{record.task} has no pictures to save: it evaluates no images, or does not draw them.")
+        return
+    try:
+        say(f"Panels: {write_page(folder, record.name)}")
+    except OSError as error:
+        say(f"The page of panels cannot be written ({error.strerror}).")

@@ -83,6 +83,7 @@ def run(
     cache: options.CacheFolder = None,
     cache_limit: options.CacheLimit = None,
     executor: options.Executor = "process",
+    save_panels: options.SavePanels = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

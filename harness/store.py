@@ -1,6 +1,7 @@
 """Records on disk: results/records/*.json, with the outcome of every item in results/outcomes/*.csv.gz.
 
-While an evaluation runs, results/unfinished/ keeps what it has found.
+While an evaluation runs, results/unfinished/ keeps what it has found. Pictures of a few items, where they were asked
+for, lie in results/panels/.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Store:
         self.records = root / "records"
         self.outcomes = root / "outcomes"
         self.unfinished = root / "unfinished"
+        self.panels = root / "panels"
 
     def find(self, name: str) -> Record | None:
         """Return the record whose files have this stem, if there is one."""

@@ -13,7 +13,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
     "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "store",
-    "checkpoint",
+    "album", "checkpoint",
     "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
     "pyramid", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",

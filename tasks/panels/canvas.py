@@ -91,7 +91,7 @@ def side_by_side(
     width = max(sum(widths) + GAP * (len(parts) + 1), 480)
     tallest = max(picture.height for _, picture in parts)
     columns = max(1, (width - GAP) // 230)
-    below = 2 * GAP + 2 * (TEXT + 6) + tallest
+    below = 3 * GAP + 2 * (TEXT + 6) - 4 + tallest
     rows = -(-len(legend) // columns)
     whole = Image.new("RGB", (width, below + GAP + (TEXT + 5) * (len(lines) + rows)), PAPER)
     pen = ImageDraw.Draw(whole)

@@ -8,14 +8,14 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image, ImageDraw
 
+from tasks.frozen import Scale
 from tasks.panels.canvas import FAINT, INK, RIGHT, SMALL, TEXT, WRONG, Colour, fit, font, resized, side_by_side
 
 WIDE, HIGH = 420, 250
-Scale = Literal["logits", "votes", "scores"]
 
 
 def draw_decision(

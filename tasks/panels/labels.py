@@ -27,7 +27,6 @@ from tasks.panels.canvas import (
 Labels = NDArray[np.uint8]
 
 MOST_CLASSES = 24  # in a legend
-GONE = "not kept"
 
 
 def draw_labels(
@@ -53,6 +52,7 @@ def draw_labels(
         parts.append(("wrong pixels", from_labels(differing(picture, counts & (truth != found)), ~counts)))
         right, total = int((counts & (truth == found)).sum()), int(counts.sum())
         share = f"{right / total:.1%} of {total:,} annotated pixels are right" if total else "no pixel is annotated"
+        share += "; below, shares of the image: truth / prediction"
         lines.append((share, INK))
         labels = np.concatenate([labels, found.ravel()])
     return side_by_side(heading, parts, lines, legend(labels, truth, found, names))

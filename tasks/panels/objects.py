@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tasks.panels.canvas import (
-    FAINT,
     INK,
     WRONG,
     Colour,
@@ -68,7 +67,7 @@ def draw_objects(
     shown = resized(picture.resize(size) if picture.size != size else picture, smooth=True) if picture else None
     ground = shown or blank(size, "the image is not here")
     crowds = int(truth.flagged.sum())
-    title = f"truth: {len(truth.labels) - crowds} objects" + (f", {crowds} crowds (striped)" if crowds else "")
+    title = f"truth: {len(truth.labels) - crowds} objects" + (f", {crowds} striped as crowd" if crowds else "")
     parts = [("image", ground), (title, draw_truth(ground, factor(size), truth, names))]
     lines: list[tuple[str, Colour]] = []
     if picture and picture.size != size:
@@ -76,7 +75,7 @@ def draw_objects(
     if found is not None:
         chosen = worth_drawing(found, len(truth.labels) - crowds)
         parts.append(
-            (f"prediction: {len(chosen)} of {len(found.labels)}", draw_found(ground, factor(size), found, chosen, names))
+            (f"prediction: the best {len(chosen)} of {len(found.labels)}", draw_found(ground, factor(size), found, chosen, names))
         )
         lines += remarks(truth, found, chosen, size)
     return side_by_side(heading, parts, lines)
@@ -125,7 +124,7 @@ def remarks(
     """Return what is to be said below the pictures."""
     right = int(found.flagged[chosen].sum())
     text = f"{right} of the {len(chosen)} best detections are right at an overlap of one half; dashed: wrong"
-    lines: list[tuple[str, Colour]] = [(text if len(chosen) else "nothing was detected", INK if right else FAINT)]
+    lines: list[tuple[str, Colour]] = [(text if len(chosen) else "nothing was detected", INK)]
     corners = found.boxes[chosen][:, :2] + found.boxes[chosen][:, 2:]
     if outside := int(((corners > np.array(size) + 1) | (found.boxes[chosen][:, :2] < -1)).any(axis=1).sum()):
         lines.append((f"{outside} of them leave the image", WRONG))
@@ -164,13 +163,14 @@ def above(box: NDArray[np.float64], scale: float) -> tuple[float, float]:
 
 
 def outline(picture: Any, box: tuple[int, int, int, int], colour: Colour, dashed: bool = False) -> None:
-    """Draw the two outermost pixels of a box, on a dark edge inside, so that it is seen on any ground."""
+    """Draw the two outermost pixels of a box; with a dark line inside, or dark dashes, it is seen on any ground."""
     pen, (left, top, right, bottom) = ImageDraw.Draw(picture), box
-    if min(right - left, bottom - top) >= 8:
-        pen.rectangle((left + 2, top + 2, right - 2, bottom - 2), outline=(0, 0, 0))
     if not dashed:
         pen.rectangle(box, outline=colour, width=2)
+        if min(right - left, bottom - top) >= 8:
+            pen.rectangle((left + 2, top + 2, right - 2, bottom - 2), outline=INK)
         return
+    pen.rectangle(box, outline=INK, width=2)
     for start in range(left, right + 1, 2 * DASH):
         for y in (top, bottom - 1):
             pen.rectangle((start, y, min(start + DASH - 1, right), y + 1), colour)
