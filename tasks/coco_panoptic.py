@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,8 +17,10 @@ from harness.task import Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from tasks.data.coco import Image
     from tasks.data.coco_panoptic import Panoptic
     from tasks.metrics.panoptic import Counts
+    from tasks.panels.segments import SegmentPanels
 
 REGIONS: dict[str, int | None] = {"": None, "_things": 1, "_stuff": 0}
 QUALITIES = ("pq", "sq", "rq")
@@ -47,12 +50,18 @@ class CocoPanoptic(Task):
         self._annotations = annotations
 
     @cached_property
+    def path(self) -> Path:
+        """The annotation file."""
+        from tasks.data.coco import annotation_file
+
+        return self._annotations or annotation_file(self.root, "panoptic", self.evaluated_on)
+
+    @cached_property
     def panoptic(self) -> Panoptic:
         """The annotations of the evaluated images."""
-        from tasks.data.coco import annotation_file
         from tasks.data.coco_panoptic import read_panoptic
 
-        return read_panoptic(self._annotations or annotation_file(self.root, "panoptic", self.evaluated_on))
+        return read_panoptic(self.path)
 
     def data(self) -> DataStamp:
         """Return the stamp of the annotations."""
@@ -79,16 +88,31 @@ class CocoPanoptic(Task):
         maps, folder = read_panoptic_results(file, truth)
         total: dict[int, Counts] = {category.id: Counts() for category in truth.categories}
         rows: list[Row] = []
+        panels = self._panels(truth.images)
         for image in track(truth.images, "compare segments"):
             one, other = truth.maps[str(image.id)], maps[str(image.id)]
             found = read_ids(folder, other, image)
             check_segments(other, found)
             annotated, guessed = segments(one), segments(other)
-            for category, counts in compare(read_ids(truth.folder, one, image), annotated, found, guessed).items():
+            drawn = read_ids(truth.folder, one, image)
+            compared = compare(drawn, annotated, found, guessed)
+            panels.draw(image, (drawn, annotated), (found, guessed), compared)
+            for category, counts in compared.items():
                 total[category] += counts
                 rows.append(_row(str(image.id), category, counts))
         columns = ("item", "category", "right", "wrong", "missed", "overlap_e9")
         return Evaluation(self._measure(total), self._details(total), Outcomes(columns, tuple(rows)))
+
+    def _panels(self, images: Sequence[Image]) -> SegmentPanels:
+        from tasks.panels.segments import SegmentPanels
+
+        return SegmentPanels(self.album, self.panoptic, self.root, self.path, images)
+
+    def draw(self, setup: Setup, outcomes: Outcomes | None) -> None:
+        """Draw the annotated segments of the images that the album takes."""
+        if outcomes is not None:
+            raise SetupError("What was predicted for coco_panoptic is not kept with a record, only what came of it.")
+        self._panels(self.panoptic.images).draw_rest()
 
     def _measure(self, total: dict[int, Counts]) -> tuple[Measurement, ...]:
         """All categories first, then things and stuff."""

@@ -50,7 +50,7 @@ def draw_detections(
         )  # fmt: skip
         found = _found(scored, number) if scored else None
         heading = f"{image.id}  ({stamp.name} {stamp.split}, {image.width} x {image.height}, {image.file_name})"
-        picture = _picture(root, path, image.file_name)
+        picture = picture_of(root, path, image.file_name)
         size = (image.width, image.height)
         album.save(str(image.id), draw_objects(heading, picture, size, truth, found, names))
 
@@ -78,8 +78,8 @@ def _found(scored: Mapping[str, Scored], number: int) -> Shapes:
     )  # fmt: skip
 
 
-def _picture(root: Path | None, annotations: Path, name: str) -> Any:
-    """The image; None where there is none, as with annotations alone."""
+def picture_of(root: Path | None, annotations: Path, name: str) -> Any:
+    """Return an image that an annotation file names; None where there is none, as with annotations alone."""
     try:
         return decode((image_folder(root, annotations) / name).read_bytes(), "pil", name)
     except (DataError, OSError):
