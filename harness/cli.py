@@ -20,6 +20,7 @@ from harness import (
     compare_cli,
     cost_cli,
     options,
+    show_cli,
     submit_cli,
     sweep_cli,
 )
@@ -46,6 +47,7 @@ app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
 app.command("board")(board_cli.board)
 app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)
+app.command("show")(show_cli.show)
 app.command("check")(compare_cli.check)
 app.command("compare")(compare_cli.compare)
 app.command("import-published")(submit_cli.import_published)
