@@ -52,9 +52,9 @@ def show_record(store: Store, record: Record, data: Path | None, count: int) -> 
         BenchError: they cannot be drawn without running the model again.
     """
     folder = store.panels / record.name
-    if not pictures(folder):
-        _redraw(store, record, data, Album(folder, count))
     items = record.details.get("panels", {}).get("items", [])
+    if not pictures(folder):
+        _redraw(store, record, data, Album(folder, len(items) or count))
     absent = [item for place, item in enumerate(items, 1) if not (folder / file_name(place, item)).is_file()]
     return Shown(write_page(folder, record.name), pictures(folder), absent)
 

@@ -24,7 +24,7 @@ NOTHING = (0, 0, 0)  # where a class was predicted nowhere
 STRIPES = ((232, 232, 232), (150, 150, 150))  # of what does not count
 PERIOD = 8  # of stripes, in pixels of the panel
 GOLDEN = 0.61803398875
-TONES = ((0.75, 0.95), (0.55, 0.72), (0.95, 0.62), (0.38, 1.0))  # saturation and value
+TONES = ((0.75, 0.95), (0.55, 0.72), (0.95, 0.62), (0.38, 1.0), (0.9, 0.38))  # saturation and value
 
 
 def colour_of(label: int) -> Colour:
