@@ -75,7 +75,7 @@ class Album:
 
 
 def file_name(place: int, item: str) -> str:
-    """Return the name of a picture's file: no letter of an item can lead out of the folder, nor make two names equal."""
+    """Return a picture's file name: no letter of an item leads out of the folder, nor makes two names equal."""
     return f"{place:03d}_{re.sub(r'[^A-Za-z0-9._+-]', '-', item)[-LONGEST:]}.png"
 
 

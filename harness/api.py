@@ -118,7 +118,9 @@ def run(
     """
     if predictions is not None or annotations is not None or not model:
         _check_predictions(model, predictions, annotations, weights, options)
-        return _measure_predictions(str(predictions), task, model, annotations, data, Store(Path(results)), rerun, save_panels)
+        return _measure_predictions(
+            str(predictions), task, model, annotations, data, Store(Path(results)), rerun, save_panels
+        )
     setup, file = build_setup(weights, allow_partial, **options)
     if callable(model):
         model, executor = callable_id(model), "inline"

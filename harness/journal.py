@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # What is kept of an item: numbers, texts, and lists of these.
-Entry = tuple[Any, ...]
+Kept = tuple[Any, ...]
 
 
 class Journal:
@@ -27,7 +27,7 @@ class Journal:
         """Return the journal in the same file that also depends on something else, such as trained weights."""
         return Journal(self._path, f"{self._state} {state}")
 
-    def read(self) -> list[Entry]:
+    def read(self) -> list[Kept]:
         """Return the entries of all whole batches, and leave nothing else in the file."""
         lines = self._path.read_text().splitlines() if self._path.is_file() else []
         batches = _whole(lines[1:]) if lines and lines[0] == self._state else []
@@ -35,7 +35,7 @@ class Journal:
         self._path.write_text("".join(f"{line}\n" for line in [self._state, *map(json.dumps, batches)]))
         return [tuple(row) for batch in batches for row in batch]
 
-    def append(self, batch: Sequence[Entry]) -> None:
+    def append(self, batch: Sequence[Kept]) -> None:
         """Add the entries of one batch."""
         with self._path.open("a") as file:
             file.write(json.dumps(batch) + "\n")

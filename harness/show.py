@@ -34,7 +34,9 @@ def find(store: Store, text: str) -> tuple[Store, Record]:
     names = [path.stem for path in sorted(store.records.glob("*.json"))]
     matching = [name for name in names if name.startswith(text) or name.rpartition("__")[2].startswith(text)]
     if len(matching) != 1:
-        what = f"{len(matching)} records match {text!r}: {', '.join(matching[:5])}" if matching else f"No record: {text!r}"
+        what = (
+            f"{len(matching)} records match {text!r}: {', '.join(matching[:5])}" if matching else f"No record: {text!r}"
+        )
         raise RecordError(
             f"{what}. Expected a file of {str(store.records)!r}, a key, or the beginning of one record's name."
         )
@@ -86,8 +88,8 @@ def _redraw(store: Store, record: Record, data: Path | None, album: Album) -> No
     stamp = task.data()
     if stamp != record.data:
         raise RecordError(
-            f"{record.name} was made on other data than is here (fingerprint {record.data and record.data.fingerprint}, "
-            f"here {stamp and stamp.fingerprint}): its outcomes cannot be drawn. Give its --data."
+            f"{record.name} was made on other data than is here, of another fingerprint: its outcomes cannot be drawn. "
+            "Give its --data."
         )
     task.album = album
     try:

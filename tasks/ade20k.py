@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError
-from harness.journal import Entry
+from harness.journal import Kept
 from harness.metric import Evaluation, Measurement, Metric, Outcomes
 from harness.progress import track
 from harness.record import DataStamp, Setup
@@ -84,7 +84,7 @@ class Ade20k(DenseTask):
         chosen = [self.annotated.names[n] for n in spread(len(self.annotated.names), setup.limit)]
         panels = self._panels(chosen)
 
-        def look(places: Sequence[int]) -> list[Entry]:
+        def look(places: Sequence[int]) -> list[Kept]:
             names, found = [chosen[place] for place in places], []
             files = [image_file(self.root, self.evaluated_on, name) for name in names]
             outputs = predict([decode(file.read_bytes(), "pil", file.name) for file in files])

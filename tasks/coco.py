@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError, SetupError
-from harness.journal import Entry
+from harness.journal import Kept
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
 from harness.progress import say
 from harness.record import DataStamp, Setup
@@ -108,7 +108,7 @@ class Coco(DenseTask):
         folder, images = image_folder(self.root, self.path), self.instances.images
         chosen = spread(len(images), setup.limit)
 
-        def look(places: Sequence[int]) -> list[Entry]:
+        def look(places: Sequence[int]) -> list[Kept]:
             names = [images[chosen[place]].file_name for place in places]
             found = predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
             return to_entries(found, len(names))
@@ -189,7 +189,7 @@ class Scored:
     summary: Summary
 
 
-def to_entries(found: Sequence[Found], images: int) -> list[Entry]:
+def to_entries(found: Sequence[Found], images: int) -> list[Kept]:
     """Return boxes, labels, scores and masks of each image in plain numbers and texts; every number stays as it is.
 
     Raises:
@@ -199,7 +199,7 @@ def to_entries(found: Sequence[Found], images: int) -> list[Entry]:
 
     if len(found) != images:
         raise ModelError(f"The detector returned {len(found)} results for {images} images: expected one each.")
-    entries: list[Entry] = []
+    entries: list[Kept] = []
     for one in found:
         masks = one.get("masks")
         codes = None if masks is None else [[list(code["size"]), _text(code["counts"])] for code in masks]
@@ -211,7 +211,7 @@ def _text(counts: str | bytes) -> str:
     return counts if isinstance(counts, str) else counts.decode("ascii")
 
 
-def from_entry(entry: Entry) -> Found:
+def from_entry(entry: Kept) -> Found:
     """Return one image's detections from an entry."""
     *arrays, codes = entry
     masks = None if codes is None else [{"size": size, "counts": counts.encode("ascii")} for size, counts in codes]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import SetupError
-from harness.journal import Entry
+from harness.journal import Kept
 from harness.metric import Evaluation, Outcomes
 from harness.progress import track
 from harness.record import DataStamp, Setup
@@ -76,9 +76,9 @@ class DenseTask(Task):
         return replace(evaluation, details={**evaluation.details, **self.protocol.details})
 
     def entries(
-        self, count: int, setup: Setup, look: Callable[[Sequence[int]], Sequence[Entry]], description: str
-    ) -> Iterator[Entry]:
-        """Yield what is found on each of so many images: first what an interrupted evaluation found, then batch by batch.
+        self, count: int, setup: Setup, look: Callable[[Sequence[int]], Sequence[Kept]], description: str
+    ) -> Iterator[Kept]:
+        """Yield what is found on each of so many images: first what an interrupted evaluation kept, then by batches.
 
         Args:
             look: from the places of a batch's images to an entry each, of numbers, texts and lists of these.

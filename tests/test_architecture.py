@@ -22,8 +22,8 @@ ORDER = (
     "baseline", "audit", "show",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "scaling", "sweep", "plot",
-    "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "audit_cli", "show_cli", "cache_cli", "submit_cli",
-    "cli",
+    "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "audit_cli", "show_cli", "cache_cli",
+    "submit_cli", "cli",
 )  # fmt: skip
 
 

@@ -12,7 +12,20 @@ from PIL import Image
 
 from tasks.data.coco import Category
 from tasks.metrics.panoptic import Segment
-from tasks.panels.canvas import GAP, INK, NOTHING, STRIPES, TEXT, WRONG, blank, colour_of, factor, fit, font, side_by_side
+from tasks.panels.canvas import (
+    GAP,
+    INK,
+    NOTHING,
+    STRIPES,
+    TEXT,
+    WRONG,
+    blank,
+    colour_of,
+    factor,
+    fit,
+    font,
+    side_by_side,
+)
 from tasks.panels.decision import describe, draw_decision, said, to_shares
 from tasks.panels.labels import draw_labels, legend, name_of
 from tasks.panels.objects import Shapes, draw_found, draw_objects, draw_truth, outline, remarks, worth_drawing
@@ -32,7 +45,9 @@ def ground() -> Any:
     return grey().resize((SIZE[0] * SCALE, SIZE[1] * SCALE))
 
 
-def shapes(*boxes: tuple[float, ...], labels: Any = None, flagged: Any = None, scores: Any = None, masks: Any = ()) -> Shapes:
+def shapes(
+    *boxes: tuple[float, ...], labels: Any = None, flagged: Any = None, scores: Any = None, masks: Any = ()
+) -> Shapes:
     count = len(boxes)
     return Shapes(
         np.array(range(count) if labels is None else labels, np.int64),
@@ -86,7 +101,7 @@ def test_masks_are_laid_over_and_crowds_are_striped() -> None:
     assert 0 < abs(plain[inside][0, 0].astype(int) - 120).max() < abs(np.array(colour_of(2)) - 120).max()
     found = {tuple(pixel) for pixel in crowd[inside].reshape(-1, 3).tolist()}
     assert found == {colour_of(2), (255, 255, 255)}
-    assert (plain[:9 * SCALE, :15 * SCALE] == 120).all(), "outside of it nothing changes"
+    assert (plain[: 9 * SCALE, : 15 * SCALE] == 120).all(), "outside of it nothing changes"
 
 
 def test_a_shifted_label_has_another_colour_and_a_dashed_box() -> None:

@@ -55,7 +55,11 @@ def test_panels_change_no_number(make_imagenet: Make, nets: str, tmp_path: Path)
     }  # fmt: skip
     assert drawn.details == plain.details
     assert not (tmp_path / "a" / "panels").exists()
-    assert [path.name[:14] for path in panels(tmp_path / "b", drawn)] == ["001_n01440764-", "002_n01484850-", "003_n01496331-"]
+    assert [path.name[:14] for path in panels(tmp_path / "b", drawn)] == [
+        "001_n01440764-",
+        "002_n01484850-",
+        "003_n01496331-",
+    ]
     assert (tmp_path / "b" / "panels" / drawn.name / PAGE).is_file()
 
 
@@ -212,7 +216,9 @@ def test_label_maps_are_drawn(scenes: Path, tmp_path: Path) -> None:
         labels = np.asarray(Image.open(truth / f"{name}.png"))
         scale = -(-360 // max(labels.shape))
         left = GAP + 3 * (labels.shape[1] * scale + GAP)
-        differ = pixels(path)[TOP : TOP + labels.shape[0] * scale : scale, left : left + labels.shape[1] * scale : scale]
+        differ = pixels(path)[
+            TOP : TOP + labels.shape[0] * scale : scale, left : left + labels.shape[1] * scale : scale
+        ]
         assert ((differ == (213, 25, 32)).all(-1) == (labels > 0)).all()
 
 

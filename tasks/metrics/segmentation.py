@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
-from harness.journal import Entry
+from harness.journal import Kept
 from harness.metric import Row
 from tasks.metrics.confusion import LEVELS, Confusion, Counts, Labels, boundary
 
@@ -28,7 +28,7 @@ class Segmentation:
         """Count the pixels of one image, (H, W) both, and those of its boundaries."""
         self.add(self.count(name, prediction, annotation))
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Kept) -> None:
         """Take in what was counted of one image."""
         name, pixels, edges = entry
         found = _dense(pixels)
@@ -38,7 +38,7 @@ class Segmentation:
         for label in np.flatnonzero(counted[1] + counted[2]).tolist():
             self.rows.append((name, label + 1, *(int(areas[label]) for areas in counted)))
 
-    def count(self, name: str, prediction: Labels, annotation: Labels) -> Entry:
+    def count(self, name: str, prediction: Labels, annotation: Labels) -> Kept:
         """Return the name of an image, and how often each pair of labels occurs in it and at its boundaries."""
         pixels = self._pixels.count(prediction, annotation)
         # Inside its boundary a label is kept, outside it is none; pixels that do not count are in no boundary.

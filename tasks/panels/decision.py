@@ -81,11 +81,9 @@ def to_shares(scores: Any, best: Any, scale: Scale) -> tuple[list[float] | None,
     if scale == "scores":
         return None, "best classes, scores that are no probabilities"
     scores = scores.double().cpu()
+    shares, note = scores.softmax(dim=0), "probability (softmax)"
     if scale == "votes":
-        shares = scores.clamp(min=0) / scores[scores.isfinite()].sum()
-    else:
-        shares = scores.softmax(dim=0)
-    note = "share of the neighbours' votes" if scale == "votes" else "probability (softmax)"
+        shares, note = scores.clamp(min=0) / scores[scores.isfinite()].sum(), "share of the neighbours' votes"
     return [float(shares[label]) if label >= 0 else math.nan for label in best.tolist()], note
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tasks.panels.canvas import (
     FAINT,
@@ -72,7 +71,9 @@ def differing(picture: Any, wrong: Flags) -> Pixels:
     return out
 
 
-def legend(labels: Labels, truth: Labels, found: Labels | None, names: Sequence[str]) -> list[tuple[Colour | None, str]]:
+def legend(
+    labels: Labels, truth: Labels, found: Labels | None, names: Sequence[str]
+) -> list[tuple[Colour | None, str]]:
     """Return colours and names of the classes that occur, the most frequent first, with their shares of the image."""
     present = np.bincount(labels[labels > 0].ravel(), minlength=1)
     order = [int(label) for label in np.argsort(-present, kind="stable") if present[label]]

@@ -75,7 +75,10 @@ def draw_objects(
     if found is not None:
         chosen = worth_drawing(found, len(truth.labels) - crowds)
         parts.append(
-            (f"prediction: the best {len(chosen)} of {len(found.labels)}", draw_found(ground, factor(size), found, chosen, names))
+            (
+                f"prediction: the best {len(chosen)} of {len(found.labels)}",
+                draw_found(ground, factor(size), found, chosen, names),
+            )
         )
         lines += remarks(truth, found, chosen, size)
     return side_by_side(heading, parts, lines)
@@ -118,9 +121,7 @@ def worth_drawing(found: Shapes, objects: int) -> list[int]:
     return order[: min(count, MOST_DRAWN)]
 
 
-def remarks(
-    truth: Shapes, found: Shapes, chosen: Sequence[int], size: tuple[int, int]
-) -> list[tuple[str, Colour]]:
+def remarks(truth: Shapes, found: Shapes, chosen: Sequence[int], size: tuple[int, int]) -> list[tuple[str, Colour]]:
     """Return what is to be said below the pictures."""
     right = int(found.flagged[chosen].sum())
     text = f"{right} of the {len(chosen)} best detections are right at an overlap of one half; dashed: wrong"

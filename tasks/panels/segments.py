@@ -149,7 +149,5 @@ def _entry(category: Category, numbers: Sequence[int]) -> str:
 
 def _summary(counts: Mapping[int, Counts]) -> list[str]:
     """How many segments match, are wrong and are missed."""
-    right, wrong, missed = (
-        sum(getattr(one, name) for one in counts.values()) for name in ("right", "wrong", "missed")
-    )
+    right, wrong, missed = (sum(getattr(one, name) for one in counts.values()) for name in ("right", "wrong", "missed"))
     return [f"{right} segments match, {wrong} are wrong, {missed} are missed; below, segments: truth / prediction"]
