@@ -13,6 +13,7 @@ from harness.album import clear
 from harness.errors import DataError, SetupError
 from harness.progress import say
 from harness.record import Record, Setup, Weights, digest, slug
+from harness.resampling import with_intervals
 from harness.runner import Job, Request, describe, with_panels
 from harness.store import Store
 from harness.task import ReadsPredictions, build_task
@@ -96,7 +97,7 @@ def _measure(request: Request, task: ReadsPredictions, file: Path, store: Store)
     if request.panels:
         clear(request.panels)
     task.album = request.album()
-    evaluation = with_panels(task.evaluate_predictions(file), task.album)
+    evaluation = with_panels(with_intervals(task.evaluate_predictions(file)), task.album)
     seconds = time.perf_counter() - clock
     record = describe(request, request.job.setup, evaluation, None, started, seconds, "predictions")
     return store.save(record, evaluation.outcomes)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import distributed
 from harness.album import Album
 from harness.cache import LIMIT_GIB, Cache
 from harness.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
 from harness.record import DataStamp, Provenance, Record, Setup, Weights, digest, record_name
+from harness.resampling import with_intervals
 from harness.task import BatchTask, Task, build_task
 from harness.weights import load_weights, state_sha256
 
@@ -120,13 +122,15 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
         task = build_task(job.task, job.data, job.workers)
         module, setup = prepare(job, task)
         state = _state(setup)
+        task.model_id = job.model
         task.checkpoint = request.checkpoint(state)
         task.rebuild = lambda seed: place(prepare(replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup)
-        task.journal = Journal(request.journal, state) if request.journal else None
-        task.album = request.album()
+        if request.journal:
+            task.journal = Journal(request.journal, state)
+        task.album = request.album() if distributed.first() else None
         if isinstance(task, BatchTask):
             task.cache = cache
-        evaluation = with_panels(task.evaluate(place(module, setup), setup), task.album)
+        evaluation = with_panels(with_intervals(task.evaluate(place(module, setup), setup)), task.album)
     except BenchError as failure:
         error = str(failure)
     except Exception as failure:
@@ -144,8 +148,9 @@ def with_panels(evaluation: Evaluation, album: Album | None) -> Evaluation:
 
 
 def _state(setup: Setup) -> str:
-    """What outcomes depend on beside the request: the weights and the pixels that came of it, and the machine."""
-    return digest(setup, versions(), machine(setup.device, 0))
+    """What outcomes depend on beside the request: the weights and the pixels that came of it, machine, ranks."""
+    parts = [setup, versions(), machine(setup.device, 0)]
+    return digest(*parts, distributed.count()) if distributed.active() else digest(*parts)
 
 
 def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:

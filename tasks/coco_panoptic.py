@@ -83,8 +83,10 @@ class CocoPanoptic(Task):
         """
         from tasks.data.coco_panoptic import check_segments, read_ids, read_panoptic_results, segments
         from tasks.metrics.panoptic import Counts, compare
+        from tasks.metrics.sums_resampled import PANOPTIC
 
         truth = self.panoptic
+        things = {category.id: category.isthing for category in truth.categories}
         maps, folder = read_panoptic_results(file, truth)
         total: dict[int, Counts] = {category.id: Counts() for category in truth.categories}
         rows: list[Row] = []
@@ -99,9 +101,8 @@ class CocoPanoptic(Task):
             panels.draw(image, (drawn, annotated), (found, guessed), compared)
             for category, counts in compared.items():
                 total[category] += counts
-                rows.append(_row(str(image.id), category, counts))
-        columns = ("item", "category", "right", "wrong", "missed", "overlap_e9")
-        return Evaluation(self._measure(total), self._details(total), Outcomes(columns, tuple(rows)))
+                rows.append(_row(str(image.id), category, things[category], counts))
+        return Evaluation(self._measure(total), self._details(total), Outcomes(PANOPTIC, tuple(rows)))
 
     def _panels(self, images: Sequence[Image]) -> SegmentPanels:
         from tasks.panels.segments import SegmentPanels
@@ -144,5 +145,5 @@ class CocoPanoptic(Task):
         }
 
 
-def _row(item: str, category: int, counts: Counts) -> Row:
-    return item, category, counts.right, counts.wrong, counts.missed, round(SCALE * counts.overlap)
+def _row(item: str, category: int, thing: int, counts: Counts) -> Row:
+    return item, category, thing, counts.right, counts.wrong, counts.missed, round(SCALE * counts.overlap)

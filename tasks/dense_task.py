@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness import distributed
 from harness.errors import SetupError
 from harness.journal import Kept
 from harness.metric import Evaluation, Outcomes
@@ -47,6 +48,7 @@ class DenseTask(Task):
         self.protocol = variant.build() if variant else None
         self.untrained = getattr(self.protocol, "untrained", "never")
         self.preprocessing = getattr(self.protocol, "preprocessing", {})
+        self.training_batch = getattr(self.protocol, "training_batch", None)
         self._annotations = annotations
 
     @abstractmethod
@@ -72,7 +74,7 @@ class DenseTask(Task):
         if self.journal:
             # A training that was repeated may have ended in other weights.
             self.journal = self.journal.under(self.protocol.details.get("trained_sha256", ""))
-        evaluation = self.measure(predict, setup)
+        evaluation = distributed.by_first(lambda: self.measure(predict, setup))
         return replace(evaluation, details={**evaluation.details, **self.protocol.details})
 
     def entries(

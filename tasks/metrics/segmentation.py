@@ -30,11 +30,10 @@ class Segmentation:
 
     def add(self, entry: Kept) -> None:
         """Take in what was counted of one image."""
-        name, pixels, edges = entry
-        found = _dense(pixels)
-        self._pixels.matrix += found
-        self._edges.matrix += _dense(edges)
-        counted = self._pixels.areas(found)
+        name, pixels, edges = entry[0], *map(_dense, entry[1:])
+        self._pixels.matrix += pixels
+        self._edges.matrix += edges
+        counted = self._pixels.areas(pixels) + self._edges.areas(edges)
         for label in np.flatnonzero(counted[1] + counted[2]).tolist():
             self.rows.append((name, label + 1, *(int(areas[label]) for areas in counted)))
 
@@ -45,8 +44,8 @@ class Segmentation:
         counts = (annotation > 0) & (annotation <= self.classes)
         drawn, found = (np.where(counts, labels, 0).astype(np.uint8) for labels in (annotation, prediction))
         drawn, found = (np.where(boundary(labels), labels, 0).astype(np.uint8) for labels in (drawn, found))
-        drawn = np.where(counts & (drawn == 0), self.classes + 1, drawn).astype(np.uint8)
-        return name, _sparse(pixels), _sparse(self._edges.count(found, drawn))
+        near = np.where(counts & (drawn == 0), self.classes + 1, drawn).astype(np.uint8)
+        return name, _sparse(pixels), _sparse(self._edges.count(found, near))
 
     def values(self) -> dict[str, float]:
         """Return the scores by name, in 0..1; NaN where no pixel was annotated."""
