@@ -107,7 +107,7 @@ def run(
         weights: `random`, `pretrained`, `own`, or a file.
         data: root of the data sets; `BENCH_DATA` or `data` by default.
         rerun: measure again what exists.
-        save_panels: keep pictures of image, truth and prediction of so many images, beside the records.
+        save_panels: keep pictures of image, truth and prediction of so many images.
         workers: processes that load data; by default one a core, at most 8; of several ranks each has its part.
         cache: folder of features and decoded images; `BENCH_CACHE` or the user's cache folder by default.
         cache_limit: of that folder, in GiB; `BENCH_CACHE_LIMIT` or 20 by default, 0 for no cache.
@@ -117,22 +117,23 @@ def run(
     Raises:
         BenchError: a request that cannot run; nothing has been measured then.
     """
+    store = Store(Path(results))
     if predictions is not None or annotations is not None or not model:
-        distributed.check("Predictions", None, "cpu")
         _check_predictions(model, predictions, annotations, weights, options)
-        return _measure_predictions(
-            str(predictions), task, model, annotations, data, Store(Path(results)), rerun, save_panels
-        )
+        return _measure_predictions(str(predictions), task, model, annotations, data, store, rerun, save_panels)
     setup, file = build_setup(weights, allow_partial, **options)
-    if callable(model):
-        model, executor = callable_id(model), "inline"
+    model, executor = (callable_id(model), "inline") if callable(model) else (model, executor)
     here: dict[str, Any] = {
         "data": Path(data) if data else None, "weights_file": file, "threads": threads, "panels": save_panels or 0,
-        "workers": min(8, cores() // distributed.count()) if workers is None else workers,
-        **chosen_cache(cache, cache_limit),
+        "workers": _share(workers), **chosen_cache(cache, cache_limit),
     }  # fmt: skip
     jobs = [Job(model=m, task=t, setup=setup, **here) for m, t in _pairs(model, task)]
-    return run_jobs(jobs, Store(Path(results)), ranks if distributed.active() else EXECUTORS[executor], rerun)
+    return run_jobs(jobs, store, ranks if distributed.active() else EXECUTORS[executor], rerun)
+
+
+def _share(workers: int | None) -> int:
+    """How many processes load data: as asked, else one a core, of which each rank has its part."""
+    return min(8, cores() // distributed.count()) if workers is None else workers
 
 
 def _pairs(model: str | Sequence[str], task: str | Sequence[str]) -> list[tuple[str, str]]:
@@ -169,6 +170,7 @@ def _check_predictions(
     model: object, predictions: object, annotations: object, weights: object, options: Mapping[str, Any]
 ) -> None:
     """Refuse what only a model that runs can use."""
+    distributed.check("Predictions", None, "cpu")
     if predictions is None and annotations is None:
         raise SetupError("There is nothing to evaluate: give --model, or --predictions.")
     if predictions is None:
