@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -30,6 +30,9 @@ from harness import (
 )
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError, SetupError
+
+if TYPE_CHECKING:
+    from harness.api import Records
 
 RESULTS = Path("results")
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
@@ -102,11 +105,16 @@ def run(
     chosen["image_size"] = parse_size(image_size)
 
     from harness import api
-    from harness.record import to_json
 
     records = api.run(**chosen)
-    if not distributed.first():
-        return
+    if distributed.first():
+        _end(records, out)
+
+
+def _end(records: Records, out: Any) -> None:
+    """Print the records as JSON where that is asked, and exit with the code that fits."""
+    from harness.record import to_json
+
     if out is not None:
         out.write("[\n" + ",\n".join(to_json(record).decode().strip() for record in records) + "\n]\n")
         out.flush()

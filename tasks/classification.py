@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tasks.data.loader import Batches
     from tasks.data.train_loader import Source
+    from tasks.frozen import Scale
     from tasks.metrics.accuracy import Accuracy
     from tasks.panels.decisions import Decisions
 
@@ -155,7 +156,7 @@ class Classification(BatchTask):
         """The panels of the evaluated images; without a setup of these as they are."""
         from tasks.panels.decisions import Decisions
 
-        scale = getattr(self.protocol, "scale", "logits")
+        scale: Scale = getattr(self.protocol, "scale", "logits")
         return Decisions(self.album, self.split(self.evaluated_on), setup, scale)
 
     def split_batches(self, name: str, setup: Setup, indices: Sequence[int] | None = None) -> Batches:

@@ -225,7 +225,7 @@ def test_the_legend_names_what_occurs() -> None:
     labels = np.concatenate([truth[truth > 0], found.ravel()])
     names = ["wall", "building, edifice", "c", "d", "e"]
     assert legend(labels, truth, found, names) == [
-        (colour_of(1), "2 building: 75% / 50%"), (colour_of(4), "5 e: 0% / 25%"),
+        (colour_of(1), "2 building: 75.0% / 50.0%"), (colour_of(4), "5 e: 0.0% / 25.0%"),
         (None, "does not count"), (NOTHING, "nothing predicted"),
     ]  # fmt: skip
     assert name_of(200, names) == "200"

@@ -46,7 +46,7 @@ def draw_detections(
         rows = np.flatnonzero(objects.image == number)
         truth = Shapes(
             objects.category[rows], objects.boxes[rows], objects.crowd[rows],
-            [draw_mask(objects.masks[row]) for row in rows] if objects.masks else (),
+            [draw_mask(objects.masks[row]) for row in rows.tolist()] if objects.masks else (),
         )  # fmt: skip
         found = _found(scored, number) if scored else None
         heading = f"{image.id}  ({stamp.name} {stamp.split}, {image.width} x {image.height}, {image.file_name})"
@@ -74,7 +74,7 @@ def _found(scored: Mapping[str, Scored], number: int) -> Shapes:
     masks = other.detections.masks
     return Shapes(
         one.detections.category[rows], one.detections.boxes[rows], (right[places] & 1).astype(bool),
-        [draw_mask(masks[row]) for row in rows] if len(masks) else (), one.detections.scores[rows],
+        [draw_mask(masks[row]) for row in rows.tolist()] if len(masks) else (), one.detections.scores[rows],
     )  # fmt: skip
 
 

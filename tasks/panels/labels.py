@@ -79,7 +79,7 @@ def legend(
     order = [int(label) for label in np.argsort(-present, kind="stable") if present[label]]
     entries: list[tuple[Colour | None, str]] = []
     for label in order[:MOST_CLASSES]:
-        shares = [f"{(one == label).mean():.0%}" for one in (truth, found) if one is not None]
+        shares = [f"{(one == label).mean():.1%}" for one in (truth, found) if one is not None]
         entries.append((colour_of(label - 1), f"{name_of(label, names)}: {' / '.join(shares)}"))
     if len(order) > MOST_CLASSES:
         entries.append((INK, f"and {len(order) - MOST_CLASSES} more"))

@@ -116,7 +116,7 @@ def draw_found(ground: Any, scale: float, found: Shapes, chosen: Sequence[int], 
 def worth_drawing(found: Shapes, objects: int) -> list[int]:
     """Return the rows of the best detections, best first: as many as there are objects, and all with a high score."""
     assert found.scores is not None
-    order = np.argsort(-found.scores, kind="stable").tolist()
+    order: list[int] = np.argsort(-found.scores, kind="stable").tolist()
     count = max(objects, int((found.scores >= SURE).sum()), 1)
     return order[: min(count, MOST_DRAWN)]
 
