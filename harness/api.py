@@ -117,7 +117,7 @@ def run(
     Raises:
         BenchError: a request that cannot run; nothing has been measured then.
     """
-    store = Store(Path(results))
+    store = Store(results)
     if predictions is not None or annotations is not None or not model:
         _check_predictions(model, predictions, annotations, weights, options)
         return _measure_predictions(str(predictions), task, model, annotations, data, store, rerun, save_panels)

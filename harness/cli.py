@@ -34,7 +34,7 @@ from harness.errors import BenchError, SetupError
 if TYPE_CHECKING:
     from harness.api import Records
 
-RESULTS = Path("results")
+RESULTS = "results"
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -137,7 +137,7 @@ def race(
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Turns of each model; at least 15.", min=15)] = 40,
     results: Annotated[
-        Path | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
+        str | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -161,14 +161,26 @@ def race(
         )
     print(race_to_markdown(found))
     if results is not None:
+        store = Store(results)
         for record in found.records():
-            Store(results).save(record)
+            store.save(record)
 
 
 @app.command("list")
 def list_(
     kind: Annotated[
-        Literal["models", "attentions", "wrappers", "tasks", "protocols", "segmenters", "detectors", "heads", "costs"],
+        Literal[
+            "models",
+            "attentions",
+            "wrappers",
+            "tasks",
+            "protocols",
+            "segmenters",
+            "detectors",
+            "panoptic_segmenters",
+            "heads",
+            "costs",
+        ],
         typer.Argument(),
     ],
 ) -> None:

@@ -48,6 +48,7 @@ class Ade20k(DenseTask):
     """
 
     variants = SEGMENTERS
+    default_variant = "own"
     name = "ade20k"
 
     @cached_property
@@ -180,6 +181,8 @@ def to_labels(output: Any, shape: tuple[int, ...]) -> Any:
     from tasks.data.ade20k import CLASSES
 
     if isinstance(output, torch.Tensor) and output.ndim == 3 and output.is_floating_point():
+        if len(output) != CLASSES:
+            raise ModelError(f"The segmenter returned logits of {len(output)} classes; expected ADE20K's {CLASSES}.")
         if not output.isfinite().all():
             raise ModelError("The segmenter returned logits that are NaN or infinite. Try --precision fp32.")
         if tuple(output.shape[1:]) != tuple(shape):

@@ -28,6 +28,7 @@ from tasks.panels.canvas import (
 )
 from tasks.panels.detections import picture_of
 from tasks.panels.labels import differing
+from tasks.panels.segmentation import GONE
 
 Ids = NDArray[np.int64]
 Segmented = tuple[Ids, Sequence[Segment]]  # the map (H, W) of ids, and the segments that have these
@@ -92,12 +93,13 @@ class SegmentPanels:
         heading = f"{image.id}  ({stamp.name} {stamp.split}, {size[0]} x {size[1]}, {image.file_name})"
         self._album.save(str(image.id), side_by_side(heading, parts, lines, self._legend(truth, found, ignored)))
 
-    def draw_rest(self) -> None:
+    def draw_rest(self, note: str = GONE) -> None:
         """Draw the truth of those images of which there is no picture yet."""
+        absent = set(self._album.absent() if self._album else ())
         for image in self._truth.images:
-            if self.wants(image):
+            if str(image.id) in absent:
                 one = self._truth.maps[str(image.id)]
-                self.draw(image, (read_ids(self._truth.folder, one, image), segments(one)), None)
+                self.draw(image, (read_ids(self._truth.folder, one, image), segments(one)), None, note=note)
 
     def _painted(self, one: Segmented, striped: Flags) -> Any:
         """The segments in the colours of their categories, things of one category in shades, with edges between."""
