@@ -62,6 +62,10 @@ CacheLimit = Annotated[
 Executor = Annotated[
     Literal["process", "inline"], typer.Option(help="Each pair in a process of its own, or all in this one.")
 ]
+SavePanels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Draw image, truth and prediction of N images, spread evenly, into RESULTS/panels."),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print this call's records as a JSON list on standard output, nothing else.")
 ]

@@ -1,6 +1,7 @@
 """Records: results/records/*.json, with the outcome of every item in results/outcomes/*.csv.gz.
 
 While an evaluation runs, results/unfinished/ keeps what it has found; for results elsewhere, a folder on this machine.
+There too are the pictures of a few items, where they were asked for: results/panels/.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Store:
         self.records = self.root / "records"
         self.outcomes = self.root / "outcomes"
         self.unfinished = self.root / "unfinished"
+        self.panels = self.root / "panels"
 
     def __str__(self) -> str:
         return str(self.location)

@@ -16,7 +16,9 @@ from harness.statistics import (
     median_error,
     median_interval,
     proportion_interval,
+    quantile_interval,
     rank_test,
+    ratio_of_intervals,
     signed_rank_test,
 )
 
@@ -51,24 +53,43 @@ def correlated(generator: numpy.random.Generator, count: int, memory: float = 0.
     return values
 
 
-def covered(make: Callable[[numpy.random.Generator], list[float]], trials: int = 200) -> float:
+def covered(make: Callable[[numpy.random.Generator], list[float]], truth: float = 10, trials: int = 300) -> float:
     generator = numpy.random.default_rng(0)
     intervals = [median_interval(make(generator)) for _ in range(trials)]
-    return sum(low <= 10 <= high for low, high in intervals) / trials
+    return sum(low <= truth <= high for low, high in intervals) / trials
 
 
 def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
-    assert covered(lambda generator: generator.normal(10, 1, 60).tolist()) > 0.88
+    assert 0.93 < covered(lambda generator: generator.normal(10, 1, 60).tolist()) < 0.97
+    assert 0.93 < covered(lambda generator: generator.lognormal(0, 0.3, 100).tolist(), truth=1.0) < 0.97
 
 
 def test_the_interval_covers_the_median_of_a_series_with_memory() -> None:
+    assert covered(lambda generator: correlated(generator, 200, 0.5)) > 0.9
     # Drawing single samples covers it in 42 % of cases.
-    assert covered(lambda generator: correlated(generator, 400)) > 0.8
+    assert covered(lambda generator: correlated(generator, 400), trials=100) > 0.86
 
 
 def test_the_interval_is_seeded() -> None:
     samples = numpy.random.default_rng(1).normal(10, 1, 50).tolist()
     assert median_interval(samples, seed=3) == median_interval(samples, seed=3)
+
+
+@pytest.mark.parametrize(("slower", "least", "most"), [(1.0, 0, 1), (1.3, 90, 100)])
+def test_a_tail_differs_where_its_intervals_say_so(slower: float, least: int, most: int) -> None:
+    generator, told = numpy.random.default_rng(0), 0
+    for _ in range(100):
+        sides = []
+        for factor in (1.0, slower):
+            samples = (factor * generator.lognormal(0, 0.1, 200)).tolist()
+            sides.append((float(numpy.quantile(samples, 0.95)), quantile_interval(samples, 0.95)))
+        told += ratio_of_intervals(sides[0], sides[1]).differs
+    assert least <= told <= most
+
+
+def test_values_without_a_width_differ_where_they_are_not_equal() -> None:
+    assert ratio_of_intervals((2.0, (2.0, 2.0)), (3.0, (3.0, 3.0))).differs
+    assert not ratio_of_intervals((2.0, (2.0, 2.0)), (2.0, (2.0, 2.0))).differs
 
 
 def test_the_quick_error_of_a_median() -> None:
