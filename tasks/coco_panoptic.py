@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError
+from harness.journal import Kept
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
 from harness.progress import track
 from harness.record import DataStamp, Setup
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from tasks.data.coco import Image
     from tasks.data.coco_panoptic import Map, Panoptic
     from tasks.metrics.panoptic import Counts, Ids, Segment
+    from tasks.panels.segments import SegmentPanels
 
     Compared = tuple[Image, Mapping[int, Counts]]
     Predict = Callable[[Sequence[Any]], Sequence[tuple[Ids, Sequence[Segment]]]]
@@ -114,35 +117,58 @@ class CocoPanoptic(DenseTask):
         from harness.images import decode
         from tasks.data.coco import image_folder
         from tasks.data.loader import spread
+        from tasks.metrics.panoptic import Counts
 
         folder = image_folder(self.root, self.path)
         chosen = [self.panoptic.images[number] for number in spread(len(self.panoptic.images), setup.limit)]
         known = {category.id for category in self.panoptic.categories}
-        for start in track(range(0, len(chosen), setup.batch_size), "segment"):
-            images = chosen[start : start + setup.batch_size]
-            names = [image.file_name for image in images]
-            found = predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
+        by_id, panels = {str(image.id): image for image in chosen}, self._panels(chosen)
+
+        def look(places: Sequence[int]) -> list[Kept]:
+            images, entries = [chosen[place] for place in places], []
+            found = predict([decode((folder / i.file_name).read_bytes(), "pil", i.file_name) for i in images])
             for image, (ids, segments) in zip(images, found, strict=True):
                 check_guess(ids, segments, (image.height, image.width), known)
-                yield image, self._compare(image, ids, segments)
+                counts = self._compare(image, ids, segments, panels)
+                entries.append((str(image.id), [[category, *astuple(one)] for category, one in counts.items()]))
+            return entries
+
+        for item, counted in self.entries(len(chosen), setup, look, "segment"):
+            yield by_id[item], {category: Counts(*numbers) for category, *numbers in counted}
+        panels.draw_rest()
 
     def _read(self, maps: Mapping[str, Map], folder: Path) -> Iterator[Compared]:
         """How each image's annotation compares with what files hold for it."""
         from tasks.data.coco_panoptic import check_segments, read_ids, segments
 
+        panels = self._panels(self.panoptic.images)
         for image in track(self.panoptic.images, "compare segments"):
             one = maps[str(image.id)]
             ids = read_ids(folder, one, image)
             check_segments(one, ids)
-            yield image, self._compare(image, ids, segments(one))
+            yield image, self._compare(image, ids, segments(one), panels)
 
-    def _compare(self, image: Image, ids: Ids, guesses: Sequence[Segment]) -> Mapping[int, Counts]:
+    def _compare(
+        self, image: Image, ids: Ids, guesses: Sequence[Segment], panels: SegmentPanels
+    ) -> Mapping[int, Counts]:
         """What is right, wrong and missed in an image, by category."""
         from tasks.data.coco_panoptic import read_ids, segments
         from tasks.metrics.panoptic import compare
 
         one = self.panoptic.maps[str(image.id)]
-        return compare(read_ids(self.panoptic.folder, one, image), segments(one), ids, guesses)
+        annotated = read_ids(self.panoptic.folder, one, image), segments(one)
+        counts = compare(*annotated, ids, guesses)
+        panels.draw(image, annotated, (ids, guesses), counts)
+        return counts
+
+    def _panels(self, images: Sequence[Image]) -> SegmentPanels:
+        from tasks.panels.segments import SegmentPanels
+
+        return SegmentPanels(self.album, self.panoptic, self.root, self.path, images)
+
+    def draw_truth(self) -> None:
+        """Draw the annotated segments of the images that the album takes."""
+        self._panels(self.panoptic.images).draw_rest("")
 
     def _evaluation(self, found: Iterable[Compared]) -> Evaluation:
         """Add up what was counted in images."""

@@ -11,6 +11,7 @@ from harness.device import evaluating
 from harness.record import Setup
 from harness.registry import HEADS
 from harness.training import seed_generators
+from harness.weights import state_sha256
 from tasks.data.dense_samples import DetectionSample, Samples, objects_by_image
 from tasks.data.train_loader import SampledSteps
 from tasks.dense import DenseProtocol, DenseRecipe, train_dense
@@ -102,6 +103,7 @@ class DetectionProtocol(DenseProtocol):
             "detections_per_image": MOST,
             "pyramid": module.backbone.pyramid.details,
             **trained.details,
+            "trained_sha256": state_sha256(trained.module),
         }
         return self.predictor(trained.module, task, setup)
 

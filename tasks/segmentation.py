@@ -12,6 +12,7 @@ from harness.preprocessing import normalize
 from harness.record import Setup
 from harness.registry import HEADS
 from harness.training import seed_generators
+from harness.weights import state_sha256
 from tasks.data.dense_samples import Samples, Scales, SegmentationSample
 from tasks.data.train_loader import SampledSteps
 from tasks.dense import DenseProtocol, DenseRecipe, train_dense
@@ -87,6 +88,7 @@ class SegmentationProtocol(DenseProtocol):
             "test_resize": f"short side {self.scales.short}, long side at most {self.scales.long}, bilinear, Pillow",
             "pyramid": pyramid.details,
             **trained.details,
+            "trained_sha256": state_sha256(trained.module),
         }
         return partial(self._predict, trained.module, crop, setup)
 
