@@ -11,11 +11,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from harness import (
+    attention_cli,
     audit_cli,
     board_cli,
     cache_cli,
@@ -23,13 +24,17 @@ from harness import (
     cost_cli,
     distributed,
     options,
+    show_cli,
     submit_cli,
     sweep_cli,
 )
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError, SetupError
 
-RESULTS = Path("results")
+if TYPE_CHECKING:
+    from harness.api import Records
+
+RESULTS = "results"
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -46,9 +51,11 @@ app.add_typer(cache_cli.app, name="cache")
 app.add_typer(submit_cli.app, name="submit")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
+app.command("attention")(attention_cli.attention)
 app.command("board")(board_cli.board)
 app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)
+app.command("show")(show_cli.show)
 app.command("check")(compare_cli.check)
 app.command("compare")(compare_cli.compare)
 app.command("import-published")(submit_cli.import_published)
@@ -86,6 +93,7 @@ def run(
     cache: options.CacheFolder = None,
     cache_limit: options.CacheLimit = None,
     executor: options.Executor = "process",
+    save_panels: options.SavePanels = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -97,11 +105,16 @@ def run(
     chosen["image_size"] = parse_size(image_size)
 
     from harness import api
-    from harness.record import to_json
 
     records = api.run(**chosen)
-    if not distributed.first():
-        return
+    if distributed.first():
+        _end(records, out)
+
+
+def _end(records: Records, out: Any) -> None:
+    """Print the records as JSON where that is asked, and exit with the code that fits."""
+    from harness.record import to_json
+
     if out is not None:
         out.write("[\n" + ",\n".join(to_json(record).decode().strip() for record in records) + "\n]\n")
         out.flush()
@@ -124,7 +137,7 @@ def race(
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Turns of each model; at least 15.", min=15)] = 40,
     results: Annotated[
-        Path | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
+        str | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -148,14 +161,26 @@ def race(
         )
     print(race_to_markdown(found))
     if results is not None:
+        store = Store(results)
         for record in found.records():
-            Store(results).save(record)
+            store.save(record)
 
 
 @app.command("list")
 def list_(
     kind: Annotated[
-        Literal["models", "attentions", "wrappers", "tasks", "protocols", "segmenters", "detectors", "heads", "costs"],
+        Literal[
+            "models",
+            "attentions",
+            "wrappers",
+            "tasks",
+            "protocols",
+            "segmenters",
+            "detectors",
+            "panoptic_segmenters",
+            "heads",
+            "costs",
+        ],
         typer.Argument(),
     ],
 ) -> None:

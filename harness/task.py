@@ -10,13 +10,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from harness import distributed
+from harness.album import Album
 from harness.cache import Cache
 from harness.checkpoint import Checkpoint
 from harness.device import evaluating, to_device
 from harness.errors import SetupError
 from harness.factory import call, parameters_of
 from harness.journal import Journal
-from harness.metric import Evaluation, Meter, ResumableMeter
+from harness.metric import Evaluation, Meter, Outcomes, ResumableMeter
 from harness.progress import track
 from harness.record import DataStamp, Setup
 from harness.registry import Registry
@@ -61,7 +62,10 @@ class Task(ABC):
 
     Attributes:
         training_batch: images a step of a training that several ranks can share; None without one.
+        model_id: of the model that is evaluated, for a task that builds it at other sizes, or another to set beside it.
+        journal: where an evaluation that can be interrupted keeps what it found; None for nowhere.
         checkpoint: where a task that trains keeps the state of an unfinished training; None for nowhere.
+        album: where pictures of a few items go, of a task that draws; None for nowhere.
         rebuild: from a seed to the model that is evaluated, built and placed anew; set while a job runs.
 
     Parameters with a default, of a task and of its variants, are options that may follow in a task id.
@@ -75,7 +79,10 @@ class Task(ABC):
     any_size: ClassVar[bool] = False
     untrained: Literal["rank", "apart", "never"] = "never"
     training_batch: int | None = None
+    model_id: str = ""
+    journal: Journal | None = None
     checkpoint: Checkpoint | None = None
+    album: Album | None = None
     rebuild: Callable[[int], nn.Module] | None = None
 
     @property
@@ -103,6 +110,17 @@ class Task(ABC):
             SetupError: a choice that does not go with the task.
         """
 
+    def draw(self, setup: Setup, outcomes: Outcomes | None) -> None:
+        """Fill the album without a model.
+
+        Args:
+            outcomes: those of a record, for pictures of what was predicted; None for the truth alone.
+
+        Raises:
+            SetupError: the task draws nothing, or its outcomes do not tell what was predicted.
+        """
+        raise SetupError("There is nothing to show of this task: it has no images with a truth.")
+
     @abstractmethod
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Measure a model that is placed on its device, in eval mode."""
@@ -112,11 +130,9 @@ class BatchTask(Task):
     """A task that is evaluated in batches: most tasks fill three short methods.
 
     Attributes:
-        journal: where an evaluation whose meter can resume keeps what it found; None for nowhere.
         cache: where decoded images and features are kept for other runs; None for nowhere.
     """
 
-    journal: Journal | None = None
     cache: Cache | None = None
 
     @abstractmethod
@@ -163,6 +179,7 @@ class ReadsPredictions(Protocol):
     """What a task needs so that predictions made elsewhere can be measured."""
 
     version: ClassVar[int]
+    album: Album | None
 
     def data(self) -> DataStamp | None:
         """Return the stamp of the data, as `Task` does."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from harness.costs.counter import storage_id
 from harness.costs.training import loss, training
 from harness.device import evaluating, synchronize
 from harness.errors import reason
@@ -88,12 +87,16 @@ def weights_bytes(model: nn.Module) -> int:
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the storages of some tensors, a shared one once."""
+    from harness.costs.counter import storage_id
+
     return sum({storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 def saved_bytes(model: nn.Module, images: Tensor, setup: Setup) -> int:
     """Return the bytes that autograd keeps from a forward pass for its backward, without weights and input."""
     from torch.autograd.graph import saved_tensors_hooks
+
+    from harness.costs.counter import storage_id
 
     known = {storage_id(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
     saved: dict[int, int] = {}
@@ -268,6 +271,33 @@ def resident_peak(step: Callable[[], object], setup: Setup) -> tuple[float | Non
     before = _status("VmRSS")
     step()
     return max(0.0, _status("VmHWM") - before), ""
+
+
+def added_peak(step: Callable[[], object], setup: Setup) -> tuple[float | None, str]:
+    """Return the MiB that a pass adds at its peak to what was held before it, warmed up; or why there is none.
+
+    On CUDA what tensors hold counts, on the CPU the resident set.
+    """
+    if not setup.device.startswith("cuda"):
+        return resident_peak(step, setup)
+
+    def settled() -> None:
+        step()
+        synchronize(setup.device)
+
+    peak = _cuda_peak(settled, setup.device)
+    return (peak.allocated - peak.before) / MIB, ""
+
+
+def free_bytes(device: str) -> int:
+    """Return how much memory a device can give away now."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _give_back() -> None:
