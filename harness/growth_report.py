@@ -20,9 +20,8 @@ POINTS_HEAD = (
     "control", "ratio", "ratio_low", "ratio_high", "reason", "record",
 )  # fmt: skip
 SUMMARY_HEAD = (
-    "mixer", "parameters (M)", "time / softmax", "forward and backward", "growth of time", "forward and backward",
-    "of memory", "forward and backward", "of MACs", "faster from", "forward and backward", "lighter from",
-    "forward and backward", "fewer MACs from",
+    "mixer", "parameters (M)", "time / softmax", "training", "growth of time", "of training time", "of memory",
+    "of training memory", "of MACs", "faster from", "in training", "lighter from", "in training", "fewer MACs from",
 )  # fmt: skip
 
 
