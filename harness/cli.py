@@ -6,10 +6,12 @@ was asked, and nothing ran; 130 interrupted, and the same command goes on.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -20,14 +22,19 @@ from harness import (
     cache_cli,
     compare_cli,
     cost_cli,
+    distributed,
     options,
+    show_cli,
     submit_cli,
     sweep_cli,
 )
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
-from harness.errors import BenchError
+from harness.errors import BenchError, SetupError
 
-RESULTS = Path("results")
+if TYPE_CHECKING:
+    from harness.api import Records
+
+RESULTS = "results"
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -48,6 +55,7 @@ app.command("attention")(attention_cli.attention)
 app.command("board")(board_cli.board)
 app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)
+app.command("show")(show_cli.show)
 app.command("check")(compare_cli.check)
 app.command("compare")(compare_cli.compare)
 app.command("import-published")(submit_cli.import_published)
@@ -85,6 +93,7 @@ def run(
     cache: options.CacheFolder = None,
     cache_limit: options.CacheLimit = None,
     executor: options.Executor = "process",
+    save_panels: options.SavePanels = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -96,9 +105,16 @@ def run(
     chosen["image_size"] = parse_size(image_size)
 
     from harness import api
-    from harness.record import to_json
 
     records = api.run(**chosen)
+    if distributed.first():
+        _end(records, out)
+
+
+def _end(records: Records, out: Any) -> None:
+    """Print the records as JSON where that is asked, and exit with the code that fits."""
+    from harness.record import to_json
+
     if out is not None:
         out.write("[\n" + ",\n".join(to_json(record).decode().strip() for record in records) + "\n]\n")
         out.flush()
@@ -121,7 +137,7 @@ def race(
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Turns of each model; at least 15.", min=15)] = 40,
     results: Annotated[
-        Path | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
+        str | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -145,14 +161,26 @@ def race(
         )
     print(race_to_markdown(found))
     if results is not None:
+        store = Store(results)
         for record in found.records():
-            Store(results).save(record)
+            store.save(record)
 
 
 @app.command("list")
 def list_(
     kind: Annotated[
-        Literal["models", "attentions", "wrappers", "tasks", "protocols", "segmenters", "detectors", "heads", "costs"],
+        Literal[
+            "models",
+            "attentions",
+            "wrappers",
+            "tasks",
+            "protocols",
+            "segmenters",
+            "detectors",
+            "panoptic_segmenters",
+            "heads",
+            "costs",
+        ],
         typer.Argument(),
     ],
 ) -> None:
@@ -234,14 +262,33 @@ def main() -> NoReturn:
     """Run the command line; a mistake of the user's is one line on standard error."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
+        if distributed.active():
+            _check_torchrun()
         app()
     except BenchError as error:
+        _let_the_first_speak()
         sys.exit(_complain(f"Error: {error}", EXIT_MISTAKE))
     except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:
+        if end.code == EXIT_INTERRUPTED and distributed.first():
             _complain("Interrupted. What was measured is saved; the same command goes on from there.", EXIT_INTERRUPTED)
         raise
     sys.exit()
+
+
+def _check_torchrun() -> None:
+    """Refuse commands that every rank would run for itself, and silence a warning that torch gives in vain."""
+    if sys.argv[1:2] != ["run"]:
+        raise SetupError("torchrun is for `run` alone: start this command without it.")
+    # Torch advises against looking for unused parameters, which only some models have.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _let_the_first_speak() -> None:
+    """Give rank 0 time to say what is wrong, where that is the same for all: `torchrun` then ends this rank."""
+    if not distributed.first():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(distributed.GRACE)
 
 
 def _complain(message: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Whether models differ on the same images: exact paired tests, corrected for their number, and ranks as intervals."""
+"""Whether models differ on the same images: paired tests, corrected for their number, and ranks as intervals."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from harness.errors import RecordError
 from harness.metric import Outcomes
+from harness.statistics import t_quantile
 
 LEVEL = 0.05
 
 Hits = NDArray[numpy.bool_]
+Floats = NDArray[numpy.float64]
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,35 @@ class PairedDifference:
     """How two models differ on the same items.
 
     Args:
-        points: percentage of items that the second gets right, less that of the first.
-        low: lower end of the 95 % interval of `points`.
+        change: the second's value less the first's, in the metric's unit.
+        low: lower end of the 95 % interval of `change`.
         high: upper end.
-        p: exact McNemar, two-sided.
-        gained: items that only the second gets right.
-        lost: items that only the first gets right.
+        p: two-sided.
+        test: its name.
+        counts: what was counted, in words; empty for nothing.
     """
 
-    points: float
+    change: float
     low: float
     high: float
     p: float
-    gained: int
-    lost: int
+    test: str
+    counts: str = ""
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A metric on the whole set and on resamples of its images, which are the same for all models.
+
+    Args:
+        value: on the whole set.
+        items: how many images there are.
+        replicates: on each resample; NaN where nothing was drawn.
+    """
+
+    value: float
+    items: int
+    replicates: Floats
 
 
 def hits(outcomes: Outcomes, metric: str) -> Hits | None:
@@ -71,7 +88,39 @@ def paired_difference(first: Hits, second: Hits) -> PairedDifference:
     reach = 100 * 1.959964 * float(numpy.sqrt(b + c - (b - c) ** 2 / n)) / n
     centre = 100 * (b - c) / n
     p = float(mcnemar(numpy.array(gained), numpy.array(lost)))
-    return PairedDifference(points, centre - reach, centre + reach, p, gained, lost)
+    words = f"{gained} items gained and {lost} lost"
+    return PairedDifference(points, centre - reach, centre + reach, p, "exact McNemar", words)
+
+
+def resampled_difference(first: Resampled, second: Resampled) -> PairedDifference:
+    """Compare the values of a metric that is no mean over images, by resamples that both share.
+
+    The difference of the values over its standard deviation in the resamples is compared with Student's t.
+    """
+    change = second.value - first.value
+    p = resampled_pairs([first, second])[0, 1]
+    apart = second.replicates - first.replicates
+    items = min(first.items, second.items)
+    reach = t_quantile(0.95, items - 1) * float(numpy.nanstd(apart, ddof=1))
+    return PairedDifference(change, change - reach, change + reach, float(p), "paired bootstrap", f"{items} images")
+
+
+def resampled_pairs(models: Sequence[Resampled]) -> Floats:
+    """Return the p (M, M) of the paired bootstrap between every two of M models."""
+    from scipy.special import stdtr
+
+    values = numpy.array([model.value for model in models])
+    table = numpy.stack([model.replicates for model in models])
+    covariance = numpy.cov(table[:, ~numpy.isnan(table).any(axis=0)])
+    variance = numpy.diag(covariance)
+    spread = numpy.sqrt(numpy.maximum(0, variance[:, None] + variance[None, :] - 2 * covariance))
+    distance = numpy.abs(values[:, None] - values[None, :])
+    # What rounding leaves of the variance of two equal models is no spread.
+    spread[spread < 1e-9 * numpy.sqrt(variance.max(initial=0))] = 0
+    t = numpy.divide(distance, spread, out=numpy.where(distance > 0, numpy.inf, 0.0), where=spread > 0)
+    degrees = min(model.items for model in models) - 1
+    p: Floats = numpy.minimum(1, 2 * stdtr(degrees, -t))
+    return p
 
 
 def mcnemar(gained: Any, lost: Any) -> Any:
@@ -121,13 +170,30 @@ def rank_intervals(scores: Sequence[float], p: NDArray[numpy.float64], level: fl
     Source: Mogstad, Romano, Shaikh and Wilhelm 2024, "Inference for Ranks"; with Holm's correction.
     """
     count, values = len(scores), numpy.asarray(scores, dtype=float)
-    upper = numpy.triu_indices(count, 1)
-    differs = numpy.zeros((count, count), dtype=bool)
-    differs[upper] = numpy.asarray(holm(p[upper].tolist())) < level
+    differs = numpy.triu(p < _threshold(p, level), 1)
     differs |= differs.T
     better = values[None, :] > values[:, None]  # [i, j]: j has the higher score
-    above, below = (differs & better).sum(axis=1), (differs & better.T).sum(axis=1)
+    above, below = (numpy.count_nonzero(differs & side, axis=1) for side in (better, better.T))
     return [(1 + int(a), count - int(b)) for a, b in zip(above, below, strict=True)]
+
+
+def _threshold(p: NDArray[numpy.float64], level: float) -> float:
+    """Below which p, above the diagonal of a matrix, Holm's correction leaves less than a level.
+
+    What lies below the level over the number of tests is rejected; that leaves fewer tests and so a higher threshold,
+    until nothing more is rejected. This takes no sorting of millions of pairs.
+    """
+    tests = len(p) * (len(p) - 1) // 2
+    open_ = p[numpy.triu(p < level, 1)]
+    threshold, rejected = level / max(1, tests), 0
+    while len(open_) and rejected < tests:
+        below = open_ < threshold
+        rejected += (found := int(numpy.count_nonzero(below)))
+        if not found:
+            break
+        open_ = open_[~below]
+        threshold = level / max(1, tests - rejected)
+    return threshold
 
 
 def disagreements(first: Outcomes, second: Outcomes, most: int = 10) -> list[tuple[str, int, int]]:

@@ -12,19 +12,19 @@ PACKAGES = ("harness", "tasks", "baselines")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
-    "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "store",
-    "checkpoint",
-    "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
-    "pyramid", "alone", "preprocessing",
+    "errors", "distributed", "registry", "progress", "images", "metric", "journal", "statistics", "significance",
+    "resampling", "record", "cache", "location", "store", "album", "checkpoint",
+    "cgroup", "nvml", "environment", "mmseg_config", "mmseg_segmentor", "factory", "models", "weights",
+    "sources", "blocks", "features", "pyramid", "mmseg_backbone", "alone", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
     "scaling", "growth", "costs",
     "executors", "predictions", "api",
-    "race", "leaderboard", "published", "ranking", "tables", "page", "budget", "compare", "gate", "gate_report",
-    "baseline", "audit",
+    "race", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page", "budget", "compare",
+    "gate", "gate_report", "baseline", "audit", "show",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "sweep", "plot", "panels", "growth_report",
     "options", "command", "cost_cli", "sweep_cli", "attention_cli",
-    "compare_cli", "board_cli", "audit_cli", "cache_cli", "submit_cli",
+    "compare_cli", "board_cli", "audit_cli", "show_cli", "cache_cli", "submit_cli",
     "cli",
 )  # fmt: skip
 
