@@ -1,4 +1,4 @@
-"""Figures of small panels, one a model, each beside its control, on shared axes."""
+"""Small multiples: a panel for each model beside its control, on shared axes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Panel:
     control: Line
 
 
-def draw_panels(panels: Sequence[Panel], label: str, theme: str) -> bytes:
+def draw_multiples(panels: Sequence[Panel], label: str, theme: str) -> bytes:
     """Return an SVG with a panel for each model over the number of tokens, both on log axes.
 
     Args:
