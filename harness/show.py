@@ -30,17 +30,17 @@ def find(store: Store, text: str) -> tuple[Store, Record]:
     path = Path(text)
     if path.is_file():
         store = Store(path.resolve().parent.parent)
-        return store, store.read(path)
-    names = [path.stem for path in sorted(store.records.glob("*.json"))]
+        return store, store.read(path.name)
+    names = [name.removesuffix(".json") for name in store.names()]
     matching = [name for name in names if name.startswith(text) or name.rpartition("__")[2].startswith(text)]
     if len(matching) != 1:
         what = (
             f"{len(matching)} records match {text!r}: {', '.join(matching[:5])}" if matching else f"No record: {text!r}"
         )
         raise RecordError(
-            f"{what}. Expected a file of {str(store.records)!r}, a key, or the beginning of one record's name."
+            f"{what}. Expected a file of results/records, a key, or the beginning of one record's name."
         )
-    return store, store.read(store.records / f"{matching[0]}.json")
+    return store, store.read(f"{matching[0]}.json")
 
 
 def show_record(store: Store, record: Record, data: Path | None, count: int) -> Shown:

@@ -21,7 +21,7 @@ def show(
     annotations: Annotated[
         Path | None, typer.Option(help="With --task: the truth, where it is not in the data root.")
     ] = None,
-    results: options.Results = Path("results"),
+    results: options.Results = "results",
     count: Annotated[int, typer.Option(min=1, help="How many images are drawn where no panels were saved.")] = 12,
 ) -> None:
     """Show panels of image, truth and prediction: those that `run --save-panels` kept, or the truth alone.
