@@ -38,7 +38,7 @@ Memory = Annotated[float | None, typer.Option(help="GiB that a pass may need, el
 def attention(
     all: All = False,
     mixers: Mixers = None,
-    carrier: Carrier = "vit_t16,pyramid_t",
+    carrier: Carrier = "pyramid_t",
     alone: Alone = "vit_t16",
     tokens: Tokens = None,
     batch: Batch = "1",

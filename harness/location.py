@@ -183,9 +183,10 @@ class Remote:
     def read(self, name: str) -> bytes | None:
         """Return a file's content; None where it is absent."""
         try:
-            return self._ask(name, self._system.cat_file, self._path(name))
+            content: bytes = self._ask(name, self._system.cat_file, self._path(name))
         except FileNotFoundError:
             return None
+        return content
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
         """Yield the content of files, in order; several are asked for at once where the system can."""
