@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GRACE = 10.0  # seconds for the others to fail too; else they wait for a rank that failed alone
+GRACE = 60.0  # seconds for the others to fail too, on a busy machine; else they wait for a rank that failed alone
 POLL = 0.05  # seconds
+
+
+class FailedAlone(ModelError):
+    """This rank failed, and the others wait for it in vain."""
 
 
 def active() -> bool:
@@ -110,7 +114,7 @@ class Meeting:
         """Wait until all ranks are done, and return the first error where there was one.
 
         Raises:
-            ModelError: this rank failed alone, so that the others wait for it in vain.
+            FailedAlone: the others are not done, since they wait for this rank.
         """
         self.store.set(f"done/{rank()}", "")
         until = time.monotonic() + GRACE if error else math.inf
@@ -121,7 +125,7 @@ class Meeting:
         if message != error:
             message = f"rank {culprit} of {count()}: {message}"
         if not together:
-            raise ModelError(message)
+            raise FailedAlone(message)
         return message
 
     def ask(self, compute: Callable[[], T]) -> T:
