@@ -248,7 +248,8 @@ def test_tables_are_those_of_tabulate() -> None:
 
 
 def test_the_csv_keeps_every_digit_and_quotes_names() -> None:
-    records = [accuracy("a,b", 70.123456789012), accuracy('"c"', 60.0), accuracy("d\ne", 1e-9), cost("f", 1e22)]
+    values = {"a,b": 70.123456789012, '"c"': 60.0, "d\ne": 1e-9}
+    records = [*(accuracy(model, value) for model, value in values.items()), cost("f", 1e22)]
     lines = list(csv.DictReader(io.StringIO(to_csv(make_boards(records)[0]))))
     assert [line["model"] for line in lines] == ["f", "a,b", '"c"', "d\ne"]
     assert [line["top1"] for line in lines] == ["", "70.123456789012", "60.0", "1e-09"]
