@@ -13,11 +13,9 @@ import numpy
 from harness.cache import cache_folder
 from harness.metric import Outcomes
 from harness.record import Record
-from harness.resampling import LEAST_ITEMS, RESAMPLES, SEED, replicates, statistic_of, whole
+from harness.resampling import AGREE, LEAST_ITEMS, RESAMPLES, SEED, replicates, statistic_of, whole
 from harness.significance import Hits, PairedDifference, Resampled, hits, paired_difference, resampled_difference
 from harness.store import write_atomically
-
-AGREE = 1e-6
 
 
 class Source(Protocol):
