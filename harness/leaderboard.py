@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.metric import Metric
+from harness.metric import Measurement, Metric
 from harness.record import Record, Setup
 
 # Costs that do not depend on the machine stand beside accuracy too.
@@ -96,14 +96,17 @@ def why_unranked(record: Record) -> str:
         return "random weights: the classifier was never trained"
     if not record.measurements or record.measurements[0].value is None:
         return record.measurements[0].reason if record.measurements else "no measurements"
-    headline = record.measurements[0]
-    measured = f"Measured {headline.metric.name} {headline.value:.{headline.metric.decimals}f} {headline.metric.unit}"
     if reasons := record.details.get("unranked"):
-        return f"{'; '.join(reasons)}. {measured}"
+        return f"{'; '.join(reasons)}. {_measured(record.measurements[0])}"
     if reasons := record.details.get("disturbed"):
         again = "race again" if "race" in record.details else "--rerun measures again"
-        return f"disturbed: {'; '.join(reasons)}. {measured}; {again}"
+        return f"disturbed: {'; '.join(reasons)}. {_measured(record.measurements[0])}; {again}"
     return ""
+
+
+def _measured(headline: Measurement) -> str:
+    metric = headline.metric
+    return f"Measured {metric.name} {headline.value:.{metric.decimals}f} {metric.unit}"
 
 
 def conditions(record: Record) -> tuple[tuple[str, str], ...]:
@@ -216,7 +219,7 @@ def _board(
 
 def _sort_value(record: Record, headline: Metric) -> float:
     """Smaller is better."""
-    value = record.values()[headline.name]
+    value = next(one.value for one in record.measurements if one.metric.name == headline.name)
     if value is None:
         return float("inf")
     return -value if headline.higher_is_better else value

@@ -100,7 +100,7 @@ class _Models:
         self.found: dict[str, list[msgspec.Raw]] = defaultdict(list)
         self.numbers: dict[str, int] = {}
         self.shared = {kind: _Shared() for kind in ("environments", "setups", "data", "quantities")}
-        self._quantities: dict[Metric, int] = {}
+        self._quantities: dict[tuple[str, str], int] = {}
 
     def add(self, record: Record, refused: str) -> None:
         """Take in a record, with the reason for which it does not rank."""
@@ -118,10 +118,10 @@ class _Models:
 
     def _measurement(self, one: Measurement) -> list[Any]:
         """The number of its quantity, the value, and where there is none the reason."""
-        number = self._quantities.get(one.metric)
+        quantity = one.metric.name, one.metric.unit
+        number = self._quantities.get(quantity)
         if number is None:
-            number = self.shared["quantities"].number([one.metric.name, one.metric.unit])
-            self._quantities[one.metric] = number
+            number = self._quantities[quantity] = self.shared["quantities"].number(quantity)
         return [number, one.value] if one.value is not None else [number, None, one.reason]
 
 

@@ -233,17 +233,30 @@ def from_json(text: bytes, origin: str) -> Record:
         RecordError: the text is no record, or was written by a newer harness.
     """
     try:
-        version = msgspec.json.decode(text, type=_Version).schema
-        if version > SCHEMA:
-            raise RecordError(f"{origin} has schema {version}; this harness reads up to {SCHEMA}. Update the harness.")
-        return msgspec.json.decode(text, type=Record)
+        record = _DECODER.decode(text)
+        if record.schema <= SCHEMA:
+            return record
+        version = record.schema
     except msgspec.MsgspecError as error:
-        raise RecordError(f"{origin} is not a record ({error}). Restore it, or delete it and run again.") from error
+        if (version := _schema(text)) <= SCHEMA:
+            raise RecordError(f"{origin} is not a record ({error}). Restore it, or delete it and run again.") from error
+    raise RecordError(f"{origin} has schema {version}; this harness reads up to {SCHEMA}. Update the harness.")
+
+
+def _schema(text: bytes) -> int:
+    """The schema that a text names; 0 where it names none."""
+    try:
+        return msgspec.json.decode(text, type=_Version).schema
+    except msgspec.MsgspecError:
+        return 0
 
 
 @dataclass
 class _Version:
     schema: int
+
+
+_DECODER = msgspec.json.Decoder(Record)
 
 
 def json_schema() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness.leaderboard import Board, LeftOut, Row, differences
 from harness.metric import Metric
@@ -111,10 +111,17 @@ def to_csv(boards: Sequence[Board]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(defuse, head))
-    # Most cells are numbers or empty: a call for each would take longer than writing them.
-    cells = ([line.get(name) for name in head] for line in lines)
-    writer.writerows([defuse(one) if isinstance(one, str) else one for one in line] for line in cells)
+    places = {name: place for place, name in enumerate(head)}
+    writer.writerows(_line(line, places) for line in lines)
     return text.getvalue()
+
+
+def _line(filled: Mapping[str, object], places: Mapping[str, int]) -> list[object]:
+    """The cells of a line, most of which are empty."""
+    cells: list[object] = [None] * len(places)
+    for name, value in filled.items():
+        cells[places[name]] = defuse(value) if isinstance(value, str) else value
+    return cells
 
 
 def escape(text: str) -> str:
@@ -210,7 +217,8 @@ def board_to_latex(board: Board) -> str:
 
 def _latex(row: Row, metric: Metric, best: str) -> str:
     text = value_shown(row, metric)
-    shown = escape_latex(text)
+    # Of a number nothing else needs an escape, and a board has very many.
+    shown = text.replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")])
     return f"\\textbf{{{shown}}}" if best and text.partition(" ")[0] == best else shown
 
 
