@@ -49,6 +49,7 @@ class Ade20k(DenseTask):
 
     variants = SEGMENTERS
     default_variant = "own"
+    version = 2
     name = "ade20k"
 
     @cached_property

@@ -55,6 +55,7 @@ class Coco(DenseTask):
     """
 
     variants = DETECTORS
+    version = 2
     name = "coco"
 
     @cached_property

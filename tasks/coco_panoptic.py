@@ -49,6 +49,7 @@ class CocoPanoptic(DenseTask):
     """
 
     variants = PANOPTIC_SEGMENTERS
+    version = 2
     name = "coco_panoptic"
 
     @cached_property
