@@ -21,6 +21,7 @@ from harness import (
     cost_cli,
     options,
     submit_cli,
+    suite_cli,
     sweep_cli,
 )
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
@@ -43,6 +44,7 @@ app.add_typer(cache_cli.app, name="cache")
 app.add_typer(submit_cli.app, name="submit")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
+app.command("suite", cls=ListCommand)(suite_cli.suite)
 app.command("board")(board_cli.board)
 app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from harness.errors import RecordError, UnknownName
 from harness.factory import nearest
-from harness.leaderboard import conditions, why_unranked
+from harness.leaderboard import by_seed, conditions, why_unranked
 from harness.metric import Measurement, Metric
 from harness.record import Record
-from harness.significance import check_same_items, disagreements, hits, holm, paired_difference
+from harness.significance import check_same_items, disagreements, hits, holm, paired_difference, seed_differences
 from harness.statistics import ratio_of_series
 from harness.store import Store
 
@@ -102,8 +102,16 @@ def _compare_pair(store: Store, one: Record, other: Record) -> tuple[list[Compar
         match = values.get(measurement.metric.name)
         if measurement.metric.minor or match is None or measurement.value is None or match.value is None:
             continue
+        series = [by_seed(record, measurement.metric.name) for record in (one, other)]
         correct = [right for side in outcomes if (right := hits(side, measurement.metric.name)) is not None]
-        if len(correct) == 2:
+        if all(series):
+            # The outcomes are of one seed, the values means over all.
+            _, means = seed_differences(series, first=0)
+            found.append(Comparison(
+                one.task, measurement.metric, measurement.value, match.value, means.points, (means.low, means.high),
+                means.p, f"paired t over {len(series[0])} seeds",
+            ))  # fmt: skip
+        elif len(correct) == 2:
             difference = paired_difference(correct[0], correct[1])
             found.append(Comparison(
                 one.task, measurement.metric, measurement.value, match.value, difference.points,

@@ -12,10 +12,10 @@ import numpy
 from numpy.typing import NDArray
 
 from harness.cache import cache_folder
-from harness.leaderboard import Board, Row
+from harness.leaderboard import Board, Row, by_seed
 from harness.metric import Metric
 from harness.record import Record
-from harness.significance import Hits, all_pairs, hits, rank_intervals
+from harness.significance import Hits, all_pairs, all_seed_pairs, hits, rank_intervals
 from harness.statistics import LEAST_EFFECT
 from harness.store import Store, write_atomically
 
@@ -27,8 +27,9 @@ MOST_ROWS = 3000
 def with_ranks(board: Board, store: Store) -> Board:
     """Return a board whose rows know the ranks that the data allow, where anything tells.
 
-    Accuracy is compared on the same images by exact McNemar tests where the outcomes of both are there; any two values
-    with intervals by a normal test. All pairs are corrected together (Holm), at a joint level of 95 %.
+    Accuracy is compared on the same images by exact McNemar tests where the outcomes of both are there, trainings with
+    several seeds by t-tests that pair the seeds; any two values with intervals by a normal test. All pairs are
+    corrected together (Holm), at a joint level of 95 %.
     """
     metric, rows = board.metrics[0], board.rows
     if not 1 < len(rows) <= MOST_ROWS or any(row.values[metric.name] is None for row in rows):
@@ -52,7 +53,13 @@ def _apart(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 def _p_values(rows: Sequence[Row], metric: Metric, store: Store) -> NDArray[numpy.float64] | None:
-    """The p of every pair: paired where both have outcomes, else by intervals; None where neither tells anything."""
+    """The p of every pair; None where nothing tells.
+
+    Means over the same seeds are paired seed by seed: the outcomes are of one seed only. Else items are paired where
+    both have outcomes, and the intervals decide elsewhere.
+    """
+    if all(values := [by_seed(row.record, metric.name) for row in rows]):
+        return all_seed_pairs(values)
     unpaired = _by_intervals(rows, metric)
     correct = [_hits(store, row.record, metric.name) for row in rows]
     lengths = {len(one) for one in correct if one is not None}

@@ -46,7 +46,7 @@ BUDGETS: Mapping[str, Budget] = MappingProxyType(
     {
         "usual": Budget(steps=300, batch=32, lr=1e-3, size=64, seeds=3),
         # For a CPU: few images, so many small steps with a large rate.
-        "mini": Budget(steps=150, batch=16, lr=2e-3, size=64, seeds=3),
+        "mini": Budget(steps=120, batch=16, lr=2e-3, size=64, seeds=3),
     }
 )
 
