@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,11 @@ def read_suite(path: Path) -> Suite:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SetupError(f"The suite {str(path)!r} cannot be read ({error}). Give a TOML file.") from error
-    known = {"": (Suite, content), **{f"runs[{i}]": (Run, run) for i, run in enumerate(content.get("runs", ()))}}
-    for place, (kind, given) in known.items():
-        if unknown := [name for name in given if name not in kind.__dataclass_fields__]:
-            offer = ", ".join(kind.__dataclass_fields__)
-            where = f" in {place}" if place else ""
-            raise SetupError(f"The suite {path.name} has no {unknown[0]!r}{where}; expected any of {offer}.")
+    runs = content.get("runs", ())
+    for place, kind, given in [("", Suite, content), *((f" in runs[{i}]", Run, run) for i, run in enumerate(runs))]:
+        known = [each.name for each in fields(kind)]
+        if unknown := [name for name in given if name not in known]:
+            raise SetupError(f"The suite {path.name} has no {unknown[0]!r}{place}; expected any of {', '.join(known)}.")
     try:
         return msgspec.convert(content, Suite)
     except msgspec.ValidationError as error:
@@ -131,7 +130,7 @@ def run_suite(
     """
     jobs = []
     for model, task, size in suite.pairs(only):
-        setup, _ = build_setup("random", device=device, **({"image_size": size} if size else {}))
+        setup, _ = build_setup("random", device=device, image_size=size)
         jobs.append(Job(model=model, task=task, setup=setup, data=root, workers=workers, threads=suite.threads))
     if not jobs:
         raise BenchError("The suite has no runs. Give it some.")

@@ -42,14 +42,8 @@ def to_table(one: Tradeoff) -> str:
     """Return what the rows share, and the table."""
     from tabulate import tabulate
 
-    shared = ", ".join(f"{label} {value}" for label, value in one.board.conditions if label != "data")
-    place = ", ".join(f"{label} {value}" for label, value in one.place)
-    majority = next((m for m in one.board.metrics if m.name == "majority"), None)
-    level = value_shown(one.contenders[0].row, majority) if majority else ""
-    lines = [escape(shared), f"Costs on: {escape(place)}" if place else "", f"Always guessing one class: {level} %."]
-    accuracy = f"{one.accuracy.name} ({one.accuracy.unit}) ↑"
-    head = ["#", "attention", f"{accuracy} ±seeds", "±images", "against softmax", "p (Holm)"]
-    head += [f"{metric.name} ({metric.unit}) ↓" for metric in one.costs]
+    head = ["#", "attention", f"{one.accuracy.name} ({one.accuracy.unit}) ↑ ±seeds", "±images", "against softmax"]
+    head += ["p (Holm)", *(f"{metric.name} ({metric.unit}) ↓" for metric in one.costs)]
     body = [
         [
             rank_shown(each.row), escape(each.attention), value_shown(each.row, one.accuracy),
@@ -60,7 +54,17 @@ def to_table(one: Tradeoff) -> str:
     ]  # fmt: skip
     align = ("right", "left", *["right"] * (len(head) - 2))
     table = tabulate(body, head, tablefmt="pipe", colalign=align, disable_numparse=True)
-    return "\n\n".join([*(line for line in (lines if level else lines[:2]) if line), table])
+    return "\n\n".join([*_shared(one), table])
+
+
+def _shared(one: Tradeoff) -> list[str]:
+    """What all rows share, a line each: conditions, those of the costs, and what needs no training."""
+    lines = [", ".join(f"{label} {value}" for label, value in one.board.conditions if label != "data")]
+    if one.place:
+        lines.append(f"Costs: {', '.join(f'{label} {value}' for label, value in one.place)}.")
+    if guess := one.contenders[0].row.values.get("majority"):
+        lines.append(f"Always guessing the most frequent class: {guess:.2f} %.")
+    return [escape(line) for line in lines]
 
 
 def _change(each: Contender) -> tuple[str, str]:

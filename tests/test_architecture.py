@@ -18,11 +18,13 @@ ORDER = (
     "pyramid", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",
     "executors", "predictions", "api",
-    "race", "suite", "leaderboard", "published", "ranking", "tables", "page", "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report",
+    "race", "suite", "leaderboard", "published", "ranking", "tables", "page",
+    "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report",
     "baseline", "audit",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "scaling", "sweep", "plot",
-    "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "suite_cli", "audit_cli", "cache_cli", "submit_cli",
+    "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "suite_cli",
+    "audit_cli", "cache_cli", "submit_cli",
     "cli",
 )  # fmt: skip
 

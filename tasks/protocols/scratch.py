@@ -80,7 +80,7 @@ class Scratch:
         seeds: int | None = None,
         fresh: bool = False,
     ) -> None:
-        given = {"steps": steps, "batch": batch, "lr": lr, "size": size, "seeds": seeds}
+        given: dict[str, Any] = {"steps": steps, "batch": batch, "lr": lr, "size": size, "seeds": seeds}
         chosen = replace(BUDGETS[budget], **{name: value for name, value in given.items() if value is not None})
         if chosen.seeds < 1:
             raise SetupError(f"seeds is {chosen.seeds}; expected 1 or more.")
