@@ -19,7 +19,7 @@ from harness.errors import RecordError, SetupError
 from harness.metric import Measurement, Outcomes
 from harness.record import Record
 from harness.significance import hits, paired_difference
-from harness.statistics import ratio_of_series
+from harness.statistics import Difference, ratio_of_intervals, ratio_of_series
 
 Cell = tuple[str, str, str, str]  # model, task, setup, metric
 
@@ -255,16 +255,17 @@ def _paired(records: tuple[Record, Record], metric: str, sources: tuple[Source, 
 
 
 def _cost(records: tuple[Record, Record], pair: tuple[Measurement, Measurement], policy: Policy) -> tuple[Verdict, str]:
-    """Judge by the samples where there are any, else by the least effect alone."""
+    """Judge by the samples where there are any, else by the intervals, else by the least effect alone."""
     before, after = pair
     disturbed = [why for record in records for why in record.details.get("disturbed", ())]
     if before.samples == after.samples and before.value == after.value:
         return Verdict.SAME, "equal"
     assert before.value is not None
     assert after.value is not None
-    if min(len(before.samples), len(after.samples)) < 2:
-        return _without_samples(before.value, after.value, before.metric.higher_is_better, policy.cost_least_effect)
-    found = ratio_of_series(before.samples, after.samples, policy.cost_level, policy.cost_least_effect)
+    least = policy.cost_least_effect
+    found = _difference(before, after, policy)
+    if found is None:
+        return _without_chance(before.value, after.value, before.metric.higher_is_better, least)
     by, low, high = (100 * (ratio - 1) for ratio in (found.ratio, found.low, found.high))
     reason = f"{by:+.1f} % ({low:+.1f} to {high:+.1f}), p = {found.p:.2g}"
     if disturbed:
@@ -272,12 +273,23 @@ def _cost(records: tuple[Record, Record], pair: tuple[Measurement, Measurement],
     if found.differs:
         better = (found.ratio > 1) == before.metric.higher_is_better
         return (Verdict.BETTER if better else Verdict.WORSE), reason
-    least = policy.cost_least_effect
     within = 1 / (1 + least) <= found.low <= found.high <= 1 + least
     return (Verdict.SAME if within else Verdict.INCONCLUSIVE), reason
 
 
-def _without_samples(before: float, after: float, higher_is_better: bool, least: float) -> tuple[Verdict, str]:
+def _difference(before: Measurement, after: Measurement, policy: Policy) -> Difference | None:
+    """The difference with its chance; None where one value each is all there is."""
+    if min(len(before.samples), len(after.samples)) > 1:
+        return ratio_of_series(before.samples, after.samples, policy.cost_level, policy.cost_least_effect)
+    if not before.interval or not after.interval or min(*before.interval, *after.interval) <= 0:
+        return None
+    assert before.value is not None
+    assert after.value is not None
+    sides = (before.value, before.interval), (after.value, after.interval)
+    return ratio_of_intervals(*sides, policy.cost_level, policy.cost_least_effect)
+
+
+def _without_chance(before: float, after: float, higher_is_better: bool, least: float) -> tuple[Verdict, str]:
     if before == 0 or abs(after / before - 1) <= least:
         return Verdict.SAME if before or not after else Verdict.INCONCLUSIVE, f"{before:.4g} became {after:.4g}"
     better = (after > before) == higher_is_better

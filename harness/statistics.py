@@ -43,7 +43,14 @@ class Difference:
 
 
 def median_interval(samples: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the median of samples in the order in which they were taken.
+    """Return the interval of the median of samples in the order in which they were taken: see `quantile_interval`."""
+    return quantile_interval(samples, 0.5, seed, level)
+
+
+def quantile_interval(
+    samples: Sequence[float], share: float, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a quantile of samples in the order in which they were taken.
 
     Neighbours in time are alike, so whole blocks of about the square root of their number are drawn (the circular block
     bootstrap of Politis and Romano, 1992); drawing single samples would give too narrow an interval.
@@ -53,7 +60,7 @@ def median_interval(samples: Sequence[float], seed: int = 0, level: float = 0.95
     block = max(1, round(math.sqrt(count)))
     starts = numpy.random.default_rng(seed).integers(count, size=(RESAMPLES, -(-count // block), 1))
     drawn = values[(starts + numpy.arange(block)) % count].reshape(RESAMPLES, -1)[:, :count]
-    low, high = numpy.quantile(numpy.median(drawn, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = numpy.quantile(numpy.quantile(drawn, share, axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -190,6 +197,20 @@ def ratio_of_series(
     ratio = float(numpy.median(b) / numpy.median(a))
     reach = math.exp(1.96 * 1.2533 * spread)  # the median's standard error is 1.2533 times the mean's
     return Difference(ratio, ratio / reach, ratio * reach, rank_test(a, b), level, least_effect)
+
+
+def ratio_of_intervals(
+    first: tuple[float, tuple[float, float]],
+    second: tuple[float, tuple[float, float]],
+    level: float = LEVEL,
+    least_effect: float = LEAST_EFFECT,
+) -> Difference:
+    """Compare two positive values that were measured apart, each given with its 95 % interval, on a log scale."""
+    widths = [math.log(high) - math.log(low) for _, (low, high) in (first, second)]
+    reach, ratio = math.hypot(*widths) / 2, second[0] / first[0]
+    distance = 1.96 * abs(math.log(ratio)) / reach if reach else math.inf if ratio != 1 else 0.0
+    p = math.erfc(distance / math.sqrt(2))
+    return Difference(ratio, ratio / math.exp(reach), ratio * math.exp(reach), p, level, least_effect)
 
 
 def _blocks(samples: Sequence[float]) -> Any:

@@ -179,9 +179,12 @@ class Clevr(Classification):
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Evaluate, and put beside the result what always guessing one class scores."""
         evaluation = super().evaluate(model, setup)
-        assert evaluation.outcomes is not None
+        from tasks.data.loader import spread
+
         splits = {name: self._histogram(self.split(name).targets) for name in self.protocol.trains_on}
-        splits[self.evaluated_on] = self._histogram([int(row[1]) for row in evaluation.outcomes.rows])
+        targets = self.split(self.evaluated_on).targets
+        evaluated = [targets[index] for index in spread(len(targets), setup.limit)]
+        splits[self.evaluated_on] = self._histogram(evaluated)
         guesses, best = self._guesses(splits)
         details = {**evaluation.details, "splits": self._chosen(splits), "label_histogram": splits, "guesses": best}
         return replace(evaluation, measurements=(*evaluation.measurements, *guesses), details=details)

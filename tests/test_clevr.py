@@ -291,6 +291,16 @@ def test_guesses_are_scored_on_what_was_evaluated(make_clevr: Make, nets: str, t
     assert (record.values()["majority"], record.values()["train_majority"]) == (100, 100)
 
 
+@pytest.mark.parametrize("protocol", ["knn", "linear", "ridge", "few_shot,shots=2"])
+def test_every_protocol_on_frozen_features(make_clevr: Make, nets: str, tmp_path: Path, protocol: str) -> None:
+    scenes = [scene(f"{n}.png", [9.0] * (3 + n % 2)) for n in range(20)]
+    root = make_clevr(train=scenes, val=scenes[:6])
+    (record,) = run([f"{nets}:tiny"], [f"clevr_count:{protocol}"], data=root, results=tmp_path / "results")
+    assert record.error is None
+    assert record.details["label_histogram"]["val"]["3"] == 3
+    assert record.values()["majority"] == 50
+
+
 class Plain(nn.Module):
     """What a plain ViT says of its tokens."""
 

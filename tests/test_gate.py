@@ -18,7 +18,7 @@ from harness.cli import app
 from harness.errors import RecordError, SetupError
 from harness.gate import Finding, Policy, Verdict, exit_code, judge, read_policy
 from harness.gate_report import headline, to_annotations, to_junit, to_markdown
-from harness.metric import Measurement, Outcomes
+from harness.metric import Measurement, Metric, Outcomes
 from harness.record import Record
 from harness.store import Store
 
@@ -129,6 +129,32 @@ def test_a_disturbed_run_concludes_nothing(sides: Sides) -> None:
     finding = sides.judge()["latency_b1"]
     assert finding.verdict is Verdict.INCONCLUSIVE
     assert "others took" in finding.reason
+
+
+P95 = Metric("latency_p95_b1", "ms", higher_is_better=False)
+
+
+@pytest.mark.parametrize(
+    ("after", "reach", "verdict"),
+    [
+        (10.7, 1.0, Verdict.INCONCLUSIVE),  # one tail of one run says little
+        (13.0, 0.2, Verdict.WORSE),
+        (7.0, 0.2, Verdict.BETTER),
+        (10.1, 0.2, Verdict.SAME),
+    ],
+)
+def test_a_tail_is_judged_by_its_interval(sides: Sides, after: float, reach: float, verdict: Verdict) -> None:
+    for store, value in ((sides.before, 10.0), (sides.after, after)):
+        tail = Measurement(P95, value, interval=(value - reach, value + reach))
+        store.save(cost("net", 10.0, measurements=(tail,)))
+    assert sides.judge()["latency_p95_b1"].verdict is verdict
+
+
+def test_one_value_each_is_judged_by_the_least_effect(sides: Sides) -> None:
+    sides.before.save(cost("net", 10.0))
+    sides.after.save(cost("net", 10.6))
+    finding = sides.judge()["latency_b1"]
+    assert (finding.verdict, finding.reason) == (Verdict.WORSE, "+6.0 %, from one value each")
 
 
 def test_what_is_counted_must_be_equal(sides: Sides) -> None:

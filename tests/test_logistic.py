@@ -124,16 +124,18 @@ def seconds(work: Any) -> float:
     return time.perf_counter() - started
 
 
+# On classes that never overlap scikit-learn's default stops after a few steps, farther from its optimum than our path.
 @pytest.mark.slow
-def test_a_grid_takes_less_than_one_fit_of_scikit_learn() -> None:
-    values, targets = clusters(20_000, 384, 100, signal=0.05)
+@pytest.mark.parametrize(("signal", "tol"), [(0.05, 1e-4), (0.5, 1e-5)], ids=["noisy", "apart"])
+def test_a_grid_takes_less_than_one_fit_of_scikit_learn(signal: float, tol: float) -> None:
+    values, targets = clusters(20_000, 384, 100, signal=signal)
     features = scaled(values, scaling_of(values, "cpu"))
     array = features.double().numpy()
     ours, theirs = [], []
     for _ in range(3):
         ours.append(seconds(lambda: fit_path(features, targets, 100, PENALTIES, CHOOSING)))
-        theirs.append(seconds(lambda: LogisticRegression(max_iter=5000).fit(array, targets.numpy())))
-    assert min(ours) < min(theirs), f"16 settings {ours} s, scikit-learn's one {theirs} s"
+        theirs.append(seconds(lambda: LogisticRegression(max_iter=5000, tol=tol).fit(array, targets.numpy())))
+    assert min(ours) < min(theirs), f"16 settings in {ours} s, one fit of scikit-learn in {theirs} s"
 
 
 @pytest.mark.gpu

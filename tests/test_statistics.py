@@ -16,7 +16,9 @@ from harness.statistics import (
     median_error,
     median_interval,
     proportion_interval,
+    quantile_interval,
     rank_test,
+    ratio_of_intervals,
     signed_rank_test,
 )
 
@@ -69,6 +71,23 @@ def test_the_interval_covers_the_median_of_a_series_with_memory() -> None:
 def test_the_interval_is_seeded() -> None:
     samples = numpy.random.default_rng(1).normal(10, 1, 50).tolist()
     assert median_interval(samples, seed=3) == median_interval(samples, seed=3)
+
+
+@pytest.mark.parametrize(("slower", "least", "most"), [(1.0, 0, 1), (1.3, 90, 100)])
+def test_a_tail_differs_where_its_intervals_say_so(slower: float, least: int, most: int) -> None:
+    generator, told = numpy.random.default_rng(0), 0
+    for _ in range(100):
+        sides = []
+        for factor in (1.0, slower):
+            samples = (factor * generator.lognormal(0, 0.1, 200)).tolist()
+            sides.append((float(numpy.quantile(samples, 0.95)), quantile_interval(samples, 0.95)))
+        told += ratio_of_intervals(sides[0], sides[1]).differs
+    assert least <= told <= most
+
+
+def test_values_without_a_width_differ_where_they_are_not_equal() -> None:
+    assert ratio_of_intervals((2.0, (2.0, 2.0)), (3.0, (3.0, 3.0))).differs
+    assert not ratio_of_intervals((2.0, (2.0, 2.0)), (2.0, (2.0, 2.0))).differs
 
 
 def test_the_quick_error_of_a_median() -> None:

@@ -14,7 +14,7 @@ from harness.graphs import graphed
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import COSTS
-from harness.statistics import Difference, compare_rounds, median_interval
+from harness.statistics import Difference, compare_rounds, median_interval, quantile_interval
 from harness.timing import Call, Series, describe, interleave, measure
 
 if TYPE_CHECKING:
@@ -91,13 +91,14 @@ def _measurements(name: str, batch: int, series: Series, seed: int) -> Iterator[
     yield Measurement(metric, series.median, series.wall, interval=median_interval(series.wall, seed))
     for quantile in QUANTILES:
         metric = Metric(f"{name}_{quantile}_b{batch}", "ms", higher_is_better=False, minor=quantile != SHOWN)
-        yield _quantile(metric, series.wall, *QUANTILES[quantile])
+        yield _quantile(metric, series.wall, *QUANTILES[quantile], seed)
     if series.busy_share is not None:
         share = Metric(f"{name}_gpu_busy_b{batch}", "%", higher_is_better=True, decimals=1, minor=True)
         yield Measurement(share, 100 * series.busy_share)
 
 
-def _quantile(metric: Metric, samples: Sequence[float], share: float, least: int) -> Measurement:
+def _quantile(metric: Metric, samples: Sequence[float], share: float, least: int, seed: int) -> Measurement:
     if len(samples) < least:
         return Measurement(metric, None, reason=f"needs {least} samples; time was up after {len(samples)}")
-    return Measurement(metric, float(numpy.quantile(samples, share)))
+    interval = quantile_interval(samples, share, seed)
+    return Measurement(metric, float(numpy.quantile(samples, share)), interval=interval)
