@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from harness import distributed
 from harness.cache import LIMIT_GIB, LIMIT_VARIABLE, cache_folder
 from harness.device import PRECISIONS, check_device, default_device
 from harness.environment import cores
 from harness.errors import DuplicateName, SetupError
-from harness.executors import inline, process
+from harness.executors import inline, process, ranks
 from harness.graphs import check_graphs
 from harness.journal import Journal
 from harness.metric import Outcomes
@@ -104,7 +105,7 @@ def run(
         weights: `random`, `pretrained`, `own`, or a file.
         data: root of the data sets; `BENCH_DATA` or `data` by default.
         rerun: measure again what exists.
-        workers: processes that load data; by default one a core, at most 8.
+        workers: processes that load data; by default one a core, at most 8; of several ranks each has its part.
         cache: folder of features and decoded images; `BENCH_CACHE` or the user's cache folder by default.
         cache_limit: of that folder, in GiB; `BENCH_CACHE_LIMIT` or 20 by default, 0 for no cache.
         executor: `process` runs each pair in a process of its own, `inline` in this one.
@@ -114,6 +115,7 @@ def run(
         BenchError: a request that cannot run; nothing has been measured then.
     """
     if predictions is not None or annotations is not None or not model:
+        distributed.check("Predictions", None, "cpu")
         _check_predictions(model, predictions, annotations, weights, options)
         return _measure_predictions(str(predictions), task, model, annotations, data, Store(Path(results)), rerun)
     setup, file = build_setup(weights, allow_partial, **options)
@@ -122,11 +124,12 @@ def run(
     models, tasks = ([value] if isinstance(value, str) else list(value) for value in (model, task))
     here: dict[str, Any] = {
         "data": Path(data) if data else None, "weights_file": file, "threads": threads,
-        "workers": min(8, cores()) if workers is None else workers, **chosen_cache(cache, cache_limit),
+        "workers": min(8, cores() // distributed.count()) if workers is None else workers,
+        **chosen_cache(cache, cache_limit),
     }  # fmt: skip
     pairs = itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks)))
     jobs = [Job(model=m, task=t, setup=setup, **here) for m, t in pairs]
-    return run_jobs(jobs, Store(Path(results)), EXECUTORS[executor], rerun)
+    return run_jobs(jobs, Store(Path(results)), ranks if distributed.active() else EXECUTORS[executor], rerun)
 
 
 def _measure_predictions(
@@ -244,6 +247,7 @@ def identify_all(jobs: Sequence[Job]) -> list[Request]:
         check_device(device)
     for job in jobs:
         check_graphs(job.setup, tasks[job.task].machine_bound)
+        distributed.check(job.task, tasks[job.task].training_batch, job.setup.device)
     return [identify(job, tasks[job.task]) for job in jobs]
 
 
@@ -259,7 +263,10 @@ def _measure(request: Request, pending: Sequence[Request], store: Store, executo
     say(f"{count} {public_id(request.job.model)} on {request.job.task} ...")
     journal = store.unfinished / f"{request.name}.jsonl"
     request_here = replace(request, journal=journal)
-    record = store.save(*executor.execute(request_here))
+    record, outcomes = executor.execute(request_here)
+    if not distributed.first():
+        return record
+    record = store.save(record, outcomes)
     checkpoint = request_here.checkpoint()
     # A training may take hours, and what stopped it may pass, such as a GPU without memory.
     if checkpoint and not record.error:

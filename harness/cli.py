@@ -6,26 +6,30 @@ was asked, and nothing ran; 130 interrupted, and the same command goes on.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from harness import (
+    attention_cli,
     audit_cli,
     board_cli,
     cache_cli,
     compare_cli,
     cost_cli,
+    distributed,
     options,
     submit_cli,
     suite_cli,
     sweep_cli,
 )
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
-from harness.errors import BenchError
+from harness.errors import BenchError, SetupError
 
 RESULTS = Path("results")
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
@@ -44,6 +48,7 @@ app.add_typer(cache_cli.app, name="cache")
 app.add_typer(submit_cli.app, name="submit")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
+app.command("attention")(attention_cli.attention)
 app.command("suite", cls=ListCommand)(suite_cli.suite)
 app.command("board")(board_cli.board)
 app.command("verify")(audit_cli.verify)
@@ -99,6 +104,8 @@ def run(
     from harness.record import to_json
 
     records = api.run(**chosen)
+    if not distributed.first():
+        return
     if out is not None:
         out.write("[\n" + ",\n".join(to_json(record).decode().strip() for record in records) + "\n]\n")
         out.flush()
@@ -234,14 +241,33 @@ def main() -> NoReturn:
     """Run the command line; a mistake of the user's is one line on standard error."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
+        if distributed.active():
+            _check_torchrun()
         app()
     except BenchError as error:
+        _let_the_first_speak()
         sys.exit(_complain(f"Error: {error}", EXIT_MISTAKE))
     except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:
+        if end.code == EXIT_INTERRUPTED and distributed.first():
             _complain("Interrupted. What was measured is saved; the same command goes on from there.", EXIT_INTERRUPTED)
         raise
     sys.exit()
+
+
+def _check_torchrun() -> None:
+    """Refuse commands that every rank would run for itself, and silence a warning that torch gives in vain."""
+    if sys.argv[1:2] != ["run"]:
+        raise SetupError("torchrun is for `run` alone: start this command without it.")
+    # Torch advises against looking for unused parameters, which only some models have.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _let_the_first_speak() -> None:
+    """Give rank 0 time to say what is wrong, where that is the same for all: `torchrun` then ends this rank."""
+    if not distributed.first():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(distributed.GRACE)
 
 
 def _complain(message: str, code: int) -> int:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from harness.errors import RecordError, UnknownName
 from harness.factory import nearest
-from harness.leaderboard import by_seed, conditions, why_unranked
+from harness.leaderboard import conditions, why_unranked
 from harness.metric import Measurement, Metric
+from harness.pairing import difference_of
 from harness.record import Record
-from harness.significance import check_same_items, disagreements, hits, holm, paired_difference, seed_differences
+from harness.significance import check_same_items, disagreements, hits, holm
 from harness.statistics import ratio_of_series
 from harness.store import Store
 
@@ -20,7 +21,7 @@ class Comparison:
     """One metric of one task on two models.
 
     Args:
-        change: points for a percentage, else the ratio of the second's value over the first's.
+        change: the second's value less the first's; of a cost the ratio of the two.
         interval: the 95 % interval of `change`; None where one value each is all there is.
         p: corrected for the number of comparisons; None without a test.
         test: its name, or why there is none.
@@ -34,6 +35,7 @@ class Comparison:
     interval: tuple[float, float] | None = None
     p: float | None = None
     test: str = ""
+    ratio: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,31 +97,23 @@ def _compare_pair(store: Store, one: Record, other: Record) -> tuple[list[Compar
     values = {m.metric.name: m for m in other.measurements}
     paired = bool(one.outcomes_sha256 and other.outcomes_sha256)
     outcomes = [store.read_outcomes(record) for record in (one, other)] if paired else []
-    if outcomes:
+    ranked = bool(outcomes) and hits(outcomes[0], "top1") is not None
+    if ranked:
         check_same_items(outcomes[0], outcomes[1], (one.name, other.name))
     found: list[Comparison] = []
     for measurement in one.measurements:
         match = values.get(measurement.metric.name)
         if measurement.metric.minor or match is None or measurement.value is None or match.value is None:
             continue
-        series = [by_seed(record, measurement.metric.name) for record in (one, other)]
-        correct = [right for side in outcomes if (right := hits(side, measurement.metric.name)) is not None]
-        if all(series):
-            # The outcomes are of one seed, the values means over all.
-            _, means = seed_differences(series, first=0)
+        difference = difference_of((store, store), (one, other), measurement.metric.name)
+        if difference:
             found.append(Comparison(
-                one.task, measurement.metric, measurement.value, match.value, means.points, (means.low, means.high),
-                means.p, f"paired t over {len(series[0])} seeds",
-            ))  # fmt: skip
-        elif len(correct) == 2:
-            difference = paired_difference(correct[0], correct[1])
-            found.append(Comparison(
-                one.task, measurement.metric, measurement.value, match.value, difference.points,
-                (difference.low, difference.high), difference.p, "exact McNemar",
+                one.task, measurement.metric, measurement.value, match.value, difference.change,
+                (difference.low, difference.high), difference.p, difference.test,
             ))  # fmt: skip
         else:
             found.append(_unpaired(one, other, measurement, match))
-    if not outcomes or hits(outcomes[0], "top1") is None:
+    if not ranked:
         return found, []
     return found, [Disagreement(one.task, *places) for places in disagreements(outcomes[0], outcomes[1])]
 
@@ -128,13 +122,13 @@ def _unpaired(one: Record, other: Record, first: Measurement, second: Measuremen
     """Compare two values that no items pair: a cost by its samples, anything else without a test."""
     assert first.value is not None
     assert second.value is not None
-    points = first.metric.unit == "%"
+    cost = one.machine_bound
     ratio = second.value / first.value if first.value else float("nan")
     plain = Comparison(
-        one.task, first.metric, first.value, second.value, second.value - first.value if points else ratio,
-        test="one value each",
+        one.task, first.metric, first.value, second.value, ratio if cost else second.value - first.value,
+        test="one value each", ratio=cost,
     )  # fmt: skip
-    if points or min(len(first.samples), len(second.samples)) < 2:
+    if not cost or min(len(first.samples), len(second.samples)) < 2:
         return plain
     if why := why_unranked(one) or why_unranked(other):
         return replace(plain, test=why)
@@ -170,10 +164,10 @@ def to_markdown(first: str, second: str, found: Sequence[Comparison], items: Seq
 def _numbers(one: Comparison) -> list[str]:
     decimals = one.metric.decimals
     values = [f"{value:.{decimals}f}" for value in (one.first, one.second)]
-    if one.metric.unit == "%":
-        change, ends = f"{one.change:+.2f}", [f"{end:+.2f}" for end in one.interval or ()]
-    else:
+    if one.ratio:
         change, ends = f"x {one.change:.3f}", [f"{end:.3f}" for end in one.interval or ()]
+    else:
+        change, ends = f"{one.change:+.{decimals}f}", [f"{end:+.{decimals}f}" for end in one.interval or ()]
     return [*values, change, " to ".join(ends) or "–", "–" if one.p is None else f"{one.p:.2g}"]
 
 

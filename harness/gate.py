@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from harness.errors import RecordError, SetupError
-from harness.metric import Measurement, Outcomes
+from harness.metric import Measurement, Metric
+from harness.pairing import Source, difference_of
 from harness.record import Record
-from harness.significance import hits, paired_difference
 from harness.statistics import Difference, ratio_of_intervals, ratio_of_series
 
 Cell = tuple[str, str, str, str]  # model, task, setup, metric
@@ -35,13 +35,6 @@ class Verdict(StrEnum):
     NOT_MEASURED = "not measured"
 
 
-class Source(Protocol):
-    """Where the outcomes of records are read from."""
-
-    def read_outcomes(self, record: Record) -> Outcomes:
-        """Return the outcome of every item of a record."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """What counts as a change, as a TOML file says it.
@@ -49,7 +42,7 @@ class Policy:
     Args:
         exact: metrics that must be equal; for them any change is `worse` or `better`.
         accuracy_level: of the paired test.
-        accuracy_margin: points; a difference whose interval lies within it is `same`.
+        accuracy_margin: points, hundredths of a share in 0..1; a difference whose interval lies within it is `same`.
         floors: least values by `task metric`, such as `"imagenet top1" = 75.0`; below one is `worse`, whatever the
             baseline.
         cost_level: of the rank test.
@@ -209,7 +202,7 @@ def _verdict(
         return _exactly(before, after, metric.higher_is_better)
     if records[0].machine_bound:
         return _cost(records, pair, policy)
-    return _accuracy(records, metric.name, (before, after), policy, sources)
+    return _accuracy(records, metric, (before, after), policy, sources)
 
 
 def _exactly(before: float, after: float, higher_is_better: bool) -> tuple[Verdict, str]:
@@ -220,38 +213,26 @@ def _exactly(before: float, after: float, higher_is_better: bool) -> tuple[Verdi
 
 
 def _accuracy(
-    records: tuple[Record, Record], metric: str, values: tuple[float, float], policy: Policy,
+    records: tuple[Record, Record], metric: Metric, values: tuple[float, float], policy: Policy,
     sources: tuple[Source, Source],
 ) -> tuple[Verdict, str]:  # fmt: skip
     """Judge by the paired test where the outcomes of the items are there, else by the margin alone."""
     old, new = records
     if old.outcomes_sha256 and old.outcomes_sha256 == new.outcomes_sha256:
         return Verdict.SAME, "the same outcome on every item"
-    paired = _paired(records, metric, sources)
+    scale = 1 if metric.unit == "%" else 100
+    paired = difference_of(sources, records, metric.name)
     if paired is None:
-        points = values[1] - values[0]
+        points = scale * (values[1] - values[0])
         within = abs(points) <= policy.accuracy_margin
         reason = f"{points:+.2f} points; no outcomes to pair, so that chance is not known"
         return (Verdict.SAME if not points else Verdict.INCONCLUSIVE if within or points > 0 else Verdict.WORSE), reason
-    reason = (
-        f"{paired.points:+.2f} points ({paired.low:+.2f} to {paired.high:+.2f}), {paired.gained} items gained and "
-        f"{paired.lost} lost, p = {paired.p:.2g}"
-    )
+    points, low, high = (scale * value for value in (paired.change, paired.low, paired.high))
+    reason = f"{points:+.2f} points ({low:+.2f} to {high:+.2f}), {paired.counts}, p = {paired.p:.2g}"
     if paired.p < policy.accuracy_level:
-        return (Verdict.BETTER if paired.points > 0 else Verdict.WORSE), reason
-    within = -policy.accuracy_margin <= paired.low <= paired.high <= policy.accuracy_margin
+        return (Verdict.BETTER if points > 0 else Verdict.WORSE), reason
+    within = -policy.accuracy_margin <= low <= high <= policy.accuracy_margin
     return (Verdict.SAME if within else Verdict.INCONCLUSIVE), reason
-
-
-def _paired(records: tuple[Record, Record], metric: str, sources: tuple[Source, Source]) -> Any:
-    """The paired difference of two records; None where there is nothing to pair."""
-    if not all(record.outcomes_sha256 for record in records):
-        return None
-    old, new = (source.read_outcomes(record) for record, source in zip(records, sources, strict=True))
-    one, other = hits(old, metric), hits(new, metric)
-    if one is None or other is None or [row[0] for row in old.rows] != [row[0] for row in new.rows]:
-        return None
-    return paired_difference(one, other)
 
 
 def _cost(records: tuple[Record, Record], pair: tuple[Measurement, Measurement], policy: Policy) -> tuple[Verdict, str]:

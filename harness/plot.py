@@ -32,7 +32,7 @@ def draw_curves(curves: Sequence[Curve], theme: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_style(THEMES[theme])):
+    with rc_context(style(THEMES[theme])):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
         for index, curve in enumerate(curves):
@@ -50,7 +50,7 @@ def draw_tradeoff(found: Tradeoff, theme: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_style(THEMES[theme])):
+    with rc_context(style(THEMES[theme])):
         rows = max(1, -(-len(found.costs) // 2))
         figure = Figure(figsize=(10, 4.2 * rows), layout="constrained")
         grid = figure.subplots(rows, 2, squeeze=False, sharey=True).ravel()
@@ -87,8 +87,8 @@ def _svg(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def _style(colours: Mapping[str, str]) -> Any:
-    """Colours of a theme, and what makes the bytes repeat: fixed ids, and text as text."""
+def style(colours: Mapping[str, str]) -> Any:
+    """Return the colours of a theme, and what makes the bytes repeat: fixed ids, and text as text."""
     ink, grid, page = colours["ink"], colours["grid"], colours["page"]
     return {
         "svg.hashsalt": "backbone-bench", "svg.fonttype": "none", "font.size": 10,

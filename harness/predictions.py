@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.errors import DataError, SetupError
 from harness.progress import say
 from harness.record import Record, Setup, Weights, digest, slug
+from harness.resampling import with_intervals
 from harness.runner import Job, Request, describe
 from harness.store import Store
 from harness.task import ReadsPredictions, build_task
@@ -87,7 +88,7 @@ def _reader(task_id: str, file: Path, data: Path | None, annotations: Path | Non
 
 def _measure(request: Request, task: ReadsPredictions, file: Path, store: Store) -> Record:
     started, clock = datetime.now(UTC), time.perf_counter()
-    evaluation = task.evaluate_predictions(file)
+    evaluation = with_intervals(task.evaluate_predictions(file))
     seconds = time.perf_counter() - clock
     record = describe(request, request.job.setup, evaluation, None, started, seconds, "predictions")
     return store.save(record, evaluation.outcomes)

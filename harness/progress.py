@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
+from harness import distributed
+
 T = TypeVar("T")
 
 # Worker processes inherit the environment, so that one switch quiets all of them.
@@ -15,8 +17,8 @@ QUIET = "BACKBONE_BENCH_QUIET"
 
 
 def quiet() -> bool:
-    """Whether the user asked for silence."""
-    return bool(os.environ.get(QUIET))
+    """Whether the user asked for silence, or another rank speaks."""
+    return bool(os.environ.get(QUIET)) or not distributed.first()
 
 
 def track(items: Iterable[T], description: str) -> Iterator[T]:

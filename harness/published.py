@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from harness.errors import DataError
+from harness.figures import CARD, FAVOR, SYSTEM, TIMM, VTAB, Figure
 from harness.leaderboard import Board, LeftOut
 from harness.metric import Measurement, Metric
 from harness.record import Environment, Preprocessing, Record, Setup, Weights, digest
@@ -21,20 +22,8 @@ from harness.registry import MODELS
 NOWHERE = Environment(
     device="", cpu="", cores=0, threads=0, memory_gib=0.0, system="", python="", versions={}, commit="", dirty=False
 )
-PARAMETERS, GMACS = Metric("parameters", "M", False), Metric("gmacs", "G", False)
-TOP1, TOP5, REAL = Metric("top1", "%", True), Metric("top5", "%", True), Metric("real_top1", "%", True)
-# Directions are listed, never guessed: a figure that is not here is passed over, and said so.
-CARD: Mapping[str, tuple[str, Metric]] = {
-    "parameters": ("cost", PARAMETERS), "gmacs": ("cost", GMACS), "top1": ("imagenet", TOP1), "top5": ("imagenet", TOP5)
-}  # fmt: skip
-TIMM: Mapping[str, tuple[str, Metric]] = {
-    "params_m": ("cost", PARAMETERS), "gmacs": ("cost", GMACS), "top1": ("imagenet", TOP1), "top5": ("imagenet", TOP5),
-    "real_top1": ("imagenet", REAL),
-}  # fmt: skip
-SYSTEM: Mapping[str, tuple[str, Metric]] = {
-    "params_m": ("cost", PARAMETERS), "flops_g": ("cost", GMACS), "imagenet_top1": ("imagenet", TOP1),
-    "imagenet_top5": ("imagenet", TOP5), "imagenet_real": ("imagenet", REAL),
-}  # fmt: skip
+# The size that a source tells is that of classification, and of what it costs.
+SIZED = ("cost", "imagenet")
 
 
 def published_record(
@@ -52,9 +41,10 @@ def published_record(
         details: what else the record says beside its source.
     """
     size = (image_size, image_size) if image_size else None
+    protocol = [details["protocol"]] if "protocol" in details else []
     return Record(
         model=model, task=task, task_version=0, source_sha256="", untrained="never", machine_bound=False,
-        key=digest(model, task, [(metric.name, value) for metric, value in figures.items()], source, image_size),
+        key=digest(model, task, [(one.name, value) for one, value in figures.items()], source, image_size, *protocol),
         measurements=tuple(Measurement(metric, value) for metric, value in figures.items()),
         setup=Setup(weights=Weights(source="own"), preprocessing=Preprocessing(image_size=size)), data=None,
         environment=NOWHERE, provenance="published", command="", started_at="", seconds=0.0,
@@ -62,11 +52,50 @@ def published_record(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A published table that is known by its columns.
+
+    Args:
+        model: from a row to the model's name.
+        source: where the figures are from; fields of the row stand in braces.
+        figures: by column.
+        size: the column of the image's side; empty for none.
+        passed_over: columns that name no figure.
+    """
+
+    model: Callable[[Mapping[str, str]], str]
+    source: str
+    figures: Mapping[str, Figure]
+    size: str = ""
+    passed_over: tuple[str, ...] = ()
+
+    def reads(self, columns: Iterable[str]) -> bool:
+        """Whether a table has this layout: its names, and a figure at least."""
+        there = set(columns)
+        return {*self.passed_over, *filter(None, [self.size])} <= there and bool(there & self.figures.keys())
+
+
+LAYOUTS = (
+    Layout(lambda row: f"timm:{row['model']}", "timm, {file}", TIMM, "img", ("model",)),
+    Layout(
+        lambda row: row["model"],
+        "Which Transformer to Favor (WACV 2025), its table of July 2023, run {run name!r}, {file}",
+        FAVOR, "image resolution (finetuning)", ("model", "run name"),
+    ),
+    Layout(
+        lambda row: f"{row['method']} ({row['arch']})", "VTAB (arXiv:1910.04867), {file}", VTAB, "", ("method", "arch")
+    ),
+)  # fmt: skip
+
+
 def read_published(path: Path) -> tuple[list[Record], list[str]]:
-    """Read a CSV in the form of timm's results, or the JSON of a system, and return records and what was passed over.
+    """Read a CSV of a known layout or the JSON of a system, and return records and what was passed over.
+
+    The layouts are timm's results, the runs of "Which Transformer to Favor", and VTAB's results on Clevr.
 
     Raises:
-        DataError: the file is neither.
+        DataError: the file is none of these.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -78,19 +107,20 @@ def read_published(path: Path) -> tuple[list[Record], list[str]]:
 
 
 def _read_table(text: str, origin: str) -> tuple[list[Record], list[str]]:
-    """timm's tables: columns `model`, `img`, and figures."""
+    """A table of one of the layouts."""
     rows = list(csv.DictReader(text.splitlines()))
-    known = [name for name in TIMM if rows and name in rows[0]]
-    if not rows or not {"model", "img"} <= rows[0].keys() or not known:
-        raise DataError(
-            f"{origin} is no table of published figures: expected the columns model, img, and {list(TIMM)}."
-        )
-    passed_over = [name for name in rows[0] if name not in (*TIMM, "model", "img")]
+    layout = next((one for one in LAYOUTS if rows and one.reads(rows[0])), None)
+    if layout is None:
+        known = "; or ".join(", ".join([*one.passed_over, *filter(None, [one.size]), *one.figures]) for one in LAYOUTS)
+        raise DataError(f"{origin} is no table of published figures: expected columns as in {known}.")
+    passed_over = [name for name in rows[0] if name not in (*layout.figures, *layout.passed_over, layout.size)]
     records = []
     try:
         for row in rows:
-            values = {name: float(row[name]) for name in known if row[name]}
-            records += _by_task(f"timm:{row['model']}", values, TIMM, f"timm, {origin}", int(row["img"]))
+            values = {name: float(row[name]) for name in layout.figures if row.get(name)}
+            size = int(row[layout.size]) if layout.size else None
+            source = layout.source.format(file=origin, **row)
+            records += _by_task(layout.model(row), values, layout.figures, source, size)
     except (TypeError, ValueError) as error:
         raise DataError(f"{origin} has a figure that is no number ({error}). Restore the table.") from error
     return records, passed_over
@@ -118,23 +148,42 @@ def _read_system(text: str, origin: str) -> tuple[list[Record], list[str]]:
         raise DataError(f"{origin} does not describe a system ({error}): expected `title` and `variants`.") from error
     records, passed_over = [], set()
     for one in system.variants:
-        figures = {**one.metrics, "params_m": one.params_m, "flops_g": one.flops_g}
-        values = {name: value for name, value in figures.items() if type(value) in (int, float) and name in SYSTEM}
-        passed_over |= {name for name, value in figures.items() if value is not None and name not in values}
         size = one.input if isinstance(one.input, int) else None
-        records += _by_task(one.name, values, SYSTEM, f"{system.title}: {one.source}", size)
+        for name, figures in _figures(one):
+            values = {key: value for key, value in figures.items() if _is_known(key, value, name)}
+            passed_over |= {key for key, value in figures.items() if value is not None and key not in values}
+            records += _by_task(name, values, SYSTEM, f"{system.title}: {one.source}", size)
     return records, sorted(passed_over)
 
 
+def _figures(one: _Variant) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The model's name with its figures; figures of one of its states, in a table of their own, name the state."""
+    plain = {key: value for key, value in one.metrics.items() if not isinstance(value, dict)}
+    yield one.name, {**plain, "params_m": one.params_m, "flops_g": one.flops_g}
+    for state, figures in one.metrics.items():
+        if isinstance(figures, dict):
+            yield f"{one.name} ({state})", figures
+
+
+def _is_known(key: str, value: Any, name: str) -> bool:
+    return type(value) in (int, float) and key in SYSTEM and SYSTEM[key].only in name
+
+
 def _by_task(
-    model: str, values: Mapping[str, float], known: Mapping[str, tuple[str, Metric]], source: str, size: int | None
+    model: str, values: Mapping[str, float], known: Mapping[str, Figure], source: str, size: int | None
 ) -> list[Record]:
-    """One record a task, of the figures whose meaning is listed."""
-    figures: dict[str, dict[Metric, float]] = defaultdict(dict)
-    for name, (task, metric) in known.items():
+    """One record a task and protocol, of the figures whose meaning is listed."""
+    found: dict[tuple[str, str], dict[Metric, float]] = defaultdict(dict)
+    for name, one in known.items():
         if name in values and math.isfinite(values[name]):
-            figures[task][metric] = float(values[name])
-    return [published_record(model, task, found, source, size) for task, found in figures.items()]
+            value = values[name] * one.scale
+            found[one.task, one.protocol][one.metric] = float(f"{value:.12g}")
+    return [
+        published_record(
+            model, task, figures, source, size if task in SIZED else None, **({"protocol": how} if how else {})
+        )
+        for (task, how), figures in found.items()
+    ]
 
 
 def card_records() -> list[Record]:
@@ -169,12 +218,16 @@ class Beside:
             measured = f"{self.measured:.{decimals}f}"
             difference = f"{self.measured - self.value:+.{decimals}f}"
         unit = f" ({self.metric.unit})" if self.metric.unit else ""
-        source = str(self.record.details.get("source", ""))
+        details = self.record.details
+        source = "; ".join(str(details[key]) for key in ("source", "protocol") if key in details)
         return self.metric.name + unit, f"{self.value:.{decimals}f}", measured, difference, source
 
 
 def beside(boards: Sequence[Board], left_out: Iterable[LeftOut]) -> list[Beside]:
-    """Return every published value with the measured one of the same model, task, metric, and image size if told."""
+    """Return every published value with the measured one of the same model, task, metric, and image size if told.
+
+    A value whose source has a protocol of its own stands beside none.
+    """
     published = [item.record for item in left_out if item.record.provenance == "published" and not item.record.error]
     found = _measured(boards) if published else {}
     result = []
@@ -183,7 +236,11 @@ def beside(boards: Sequence[Board], left_out: Iterable[LeftOut]) -> list[Beside]
         for one in record.measurements:
             if one.value is not None:
                 rest = (record.task, one.metric.name, one.metric.unit)
-                values = found.get((record.model, *rest)) or found.get((_untagged(record), *rest), {})
+                values = (
+                    {}
+                    if "protocol" in record.details
+                    else found.get((record.model, *rest)) or found.get((_untagged(record), *rest), {})
+                )
                 value = values.get(size) if size else next(iter(values.values()), None)
                 result.append(Beside(record, one.metric, one.value, value))
     return result

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
 import numpy
 from numpy.typing import NDArray
 
-from harness.cache import cache_folder
-from harness.leaderboard import Board, Row, by_seed
+from harness.leaderboard import Board, Row
 from harness.metric import Metric
+from harness.pairing import answers_of, equally_seeded, resampled_of
 from harness.record import Record
-from harness.significance import Hits, all_pairs, all_seed_pairs, hits, rank_intervals
+from harness.significance import all_pairs, all_seed_pairs, rank_intervals, resampled_pairs
 from harness.statistics import LEAST_EFFECT
-from harness.store import Store, write_atomically
+from harness.store import Store
+
+Pairs = tuple[list[int], NDArray[numpy.float64]]  # the rows, and the p of every two of them
 
 LEVEL = 0.05
 # All pairs of more would take minutes; such a board shows plain ranks.
@@ -27,9 +28,9 @@ MOST_ROWS = 3000
 def with_ranks(board: Board, store: Store) -> Board:
     """Return a board whose rows know the ranks that the data allow, where anything tells.
 
-    Accuracy is compared on the same images by exact McNemar tests where the outcomes of both are there, trainings with
-    several seeds by t-tests that pair the seeds; any two values with intervals by a normal test. All pairs are
-    corrected together (Holm), at a joint level of 95 %.
+    Models are compared on the same images where the outcomes of both are there: shares by exact McNemar tests, other
+    metrics by the paired bootstrap. Trainings with the same seeds are compared by t-tests that pair these, any two
+    values with intervals by a normal test. All pairs are corrected together (Holm), at a joint level of 95 %.
     """
     metric, rows = board.metrics[0], board.rows
     if not 1 < len(rows) <= MOST_ROWS or any(row.values[metric.name] is None for row in rows):
@@ -55,20 +56,35 @@ def _apart(first: tuple[int, int], second: tuple[int, int]) -> bool:
 def _p_values(rows: Sequence[Row], metric: Metric, store: Store) -> NDArray[numpy.float64] | None:
     """The p of every pair; None where nothing tells.
 
-    Means over the same seeds are paired seed by seed: the outcomes are of one seed only. Else items are paired where
-    both have outcomes, and the intervals decide elsewhere.
+    Means over the same seeds are paired by these. Else items are paired where both have outcomes, and the intervals
+    decide elsewhere.
     """
-    if all(values := [by_seed(row.record, metric.name) for row in rows]):
-        return all_seed_pairs(values)
+    if series := equally_seeded([row.record for row in rows], metric.name):
+        return all_seed_pairs(series)
     unpaired = _by_intervals(rows, metric)
-    correct = [_hits(store, row.record, metric.name) for row in rows]
-    lengths = {len(one) for one in correct if one is not None}
-    known = [index for index, one in enumerate(correct) if one is not None]
-    if len(known) < 2 or len(lengths) != 1:
+    # Outcomes that are not there are not taken from the cache either, so that a board depends on its folder alone.
+    there = {n: r.record for n, r in enumerate(rows) if r.record.outcomes_sha256 and store.has_outcomes(r.record)}
+    paired = _by_answers(there, metric, store) or _by_resamples(there, metric, store)
+    if paired is None:
         return unpaired
+    known, found = paired
     p = numpy.ones((len(rows), len(rows))) if unpaired is None else unpaired
-    p[numpy.ix_(known, known)] = all_pairs([one for one in correct if one is not None])
+    p[numpy.ix_(known, known)] = found
     return p
+
+
+def _by_answers(records: Mapping[int, Record], metric: Metric, store: Store) -> Pairs | None:
+    """The p of exact McNemar tests; None where fewer than two records, or other items, have answers."""
+    found = {n: one for n, record in records.items() if (one := answers_of(store, record, metric.name)) is not None}
+    if len(found) < 2 or len({one.items for one in found.values()}) != 1:
+        return None
+    return list(found), all_pairs([one.right for one in found.values()])
+
+
+def _by_resamples(records: Mapping[int, Record], metric: Metric, store: Store) -> Pairs | None:
+    """The p of the paired bootstrap; None where fewer than two records have outcomes that give their values."""
+    found = {n: one for n, record in records.items() if (one := resampled_of(store, record, metric.name)) is not None}
+    return (list(found), resampled_pairs(list(found.values()))) if len(found) > 1 else None
 
 
 def _by_intervals(rows: Sequence[Row], metric: Metric) -> NDArray[numpy.float64] | None:
@@ -95,27 +111,3 @@ def _by_intervals(rows: Sequence[Row], metric: Metric) -> NDArray[numpy.float64]
     if cost:
         p[distance < numpy.log1p(LEAST_EFFECT)] = 1.0
     return p
-
-
-def _hits(store: Store, record: Record, metric: str) -> Hits | None:
-    """Which items a record got right, kept as bits in the cache: reading outcomes takes a hundred times longer.
-
-    Outcomes that are not there are not taken from the cache either, so that a board depends on its folder alone.
-    """
-    if not record.outcomes_sha256 or not store.has_outcomes(record):
-        return None
-    path = cache_folder() / "hits" / f"{record.outcomes_sha256}-{metric}.npy"
-    if path.is_file():
-        packed = numpy.load(path, allow_pickle=False)
-        return numpy.unpackbits(packed[8:], count=int(packed[:8].view(numpy.uint64)[0])).astype(bool)
-    found = hits(store.read_outcomes(record), metric)
-    if found is not None:
-        count = numpy.array([len(found)], dtype=numpy.uint64).view(numpy.uint8)
-        write_atomically(path, _bytes(numpy.concatenate([count, numpy.packbits(found)])))
-    return found
-
-
-def _bytes(values: NDArray[numpy.uint8]) -> bytes:
-    file = BytesIO()
-    numpy.save(file, values, allow_pickle=False)
-    return file.getvalue()

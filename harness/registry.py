@@ -199,4 +199,5 @@ SEGMENTERS: Registry[Callable[..., Any]] = Registry("segmenter", "tasks.segmente
 DETECTORS: Registry[Callable[..., Any]] = Registry("detector", "tasks.detectors")
 HEADS: Registry[Callable[..., Any]] = Registry("head", "baselines.heads")
 COSTS: Registry[Callable[..., Any]] = Registry("cost", "harness.costs")
+STATISTICS: Registry[Callable[..., Any]] = Registry("statistic", "tasks.metrics")
 GENERATORS: Registry[Callable[..., Any]] = Registry("generator", "tasks.data")

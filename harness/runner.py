@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import distributed
 from harness.cache import LIMIT_GIB, Cache
 from harness.checkpoint import Checkpoint
 from harness.device import place
@@ -20,6 +21,7 @@ from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
 from harness.preprocessing import resolve
 from harness.record import DataStamp, Provenance, Record, Setup, Weights, digest, record_name
+from harness.resampling import with_intervals
 from harness.task import BatchTask, Task, build_task
 from harness.weights import load_weights, state_sha256
 
@@ -107,13 +109,14 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
         task = build_task(job.task, job.data, job.workers)
         module, setup = prepare(job, task)
         state = _state(setup)
+        task.model_id = job.model
         task.checkpoint = request.checkpoint(state)
         task.rebuild = lambda seed: place(prepare(replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup)
-        if request.journal and isinstance(task, BatchTask):
+        if request.journal:
             task.journal = Journal(request.journal, state)
         if isinstance(task, BatchTask):
             task.cache = cache
-        evaluation = task.evaluate(place(module, setup), setup)
+        evaluation = with_intervals(task.evaluate(place(module, setup), setup))
     except BenchError as failure:
         error = str(failure)
     except Exception as failure:
@@ -126,8 +129,9 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
 
 
 def _state(setup: Setup) -> str:
-    """What outcomes depend on beside the request: the weights and the pixels that came of it, and the machine."""
-    return digest(setup, versions(), machine(setup.device, 0))
+    """What outcomes depend on beside the request: the weights and the pixels that came of it, machine, ranks."""
+    parts = [setup, versions(), machine(setup.device, 0)]
+    return digest(*parts, distributed.count()) if distributed.active() else digest(*parts)
 
 
 def prepare(job: Job, task: Task) -> tuple[nn.Module, Setup]:

@@ -1,15 +1,18 @@
-"""How a cost grows: a power law fitted by least squares on logarithms, and the interval of a median."""
+"""How a cost grows: a power law fitted by least squares on logarithms, and from where on it is below another's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy
+
 from harness.errors import BenchError
-from harness.statistics import t_quantile
+from harness.statistics import LEAST_EFFECT, RESAMPLES, t_quantile
 
 CONFIDENCE = 0.95
+THRESHOLD = 1 / (1 + LEAST_EFFECT)
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,53 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     degrees = len(x) - 2
     margin = t_quantile(CONFIDENCE, degrees) * math.sqrt(residual / degrees / spread)
     return PowerLaw(slope, slope - margin, slope + margin, math.exp(mean_y - slope * mean_x), len(x))
+
+
+def crossing(x: Sequence[float], ratios: Sequence[float]) -> float:
+    """Return from which x on the ratios stay below 1 by the least effect that is worth a report.
+
+    Between two points the logarithms are joined by a line. It is infinite where the last ratio is not below, and the
+    first x where all are.
+
+    Args:
+        x: rising.
+    """
+    above = [index for index, ratio in enumerate(ratios) if ratio >= THRESHOLD]
+    if not above:
+        return x[0]
+    last = above[-1]
+    if last == len(x) - 1:
+        return math.inf
+    left, right = (math.log(ratio / THRESHOLD) for ratio in ratios[last : last + 2])
+    return math.exp(math.log(x[last]) + left / (left - right) * math.log(x[last + 1] / x[last]))
+
+
+def crossing_interval(x: Sequence[float], ratios: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the crossing of medians, by a bootstrap that draws each point's ratios anew.
+
+    Its upper end is infinite where a share of the draws that cannot be neglected never crosses.
+
+    Args:
+        ratios: the samples at each x.
+    """
+    generator = numpy.random.default_rng(seed)
+    drawn = [
+        numpy.median(generator.choice(numpy.asarray(samples), size=(RESAMPLES, len(samples))), axis=1)
+        for samples in ratios
+    ]
+    found = sorted(crossing(x, list(draw)) for draw in zip(*drawn, strict=True))
+    tail = round((1 - CONFIDENCE) / 2 * RESAMPLES)
+    return found[tail], found[-1 - tail]
+
+
+def forecast(known: Mapping[int, float], tokens: int) -> float | None:
+    """Return what a cost that is known at smaller sizes may come to; None where it is known at fewer than two.
+
+    It is extrapolated by the slope of the last two, which counts as 1 at least and 2 at most: what attends grows no
+    faster than the square.
+    """
+    below = sorted(size for size in known if size < tokens)[-2:]
+    if len(below) < 2:
+        return None
+    slope = math.log(known[below[1]] / known[below[0]]) / math.log(below[1] / below[0])
+    return float(known[below[1]] * (tokens / below[1]) ** min(2.0, max(1.0, slope)))

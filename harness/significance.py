@@ -1,4 +1,4 @@
-"""Whether models differ on the same images: exact paired tests, corrected for their number, and ranks as intervals."""
+"""Whether models differ on the same images: paired tests, corrected for their number, and ranks as intervals."""
 
 from __future__ import annotations
 
@@ -17,44 +17,43 @@ LEVEL = 0.05
 EXACT = 1e-9
 
 Hits = NDArray[numpy.bool_]
+Floats = NDArray[numpy.float64]
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How two models differ on the same items.
+    """How two models differ on the same items, or over the same seeds.
 
     Args:
-        points: percentage of items that the second gets right, less that of the first.
-        low: lower end of the 95 % interval of `points`.
+        change: the second's value less the first's, in the metric's unit.
+        low: lower end of the 95 % interval of `change`.
         high: upper end.
-        p: exact McNemar, two-sided.
-        gained: items that only the second gets right.
-        lost: items that only the first gets right.
+        p: two-sided.
+        test: its name.
+        counts: what was counted, in words; empty for nothing.
     """
 
-    points: float
+    change: float
     low: float
     high: float
     p: float
-    gained: int
-    lost: int
+    test: str
+    counts: str = ""
 
 
 @dataclass(frozen=True)
-class MeanDifference:
-    """How the means of two models over the same seeds differ.
+class Resampled:
+    """A metric on the whole set and on resamples of its images, which are the same for all models.
 
     Args:
-        points: mean of the second, less that of the first.
-        low: lower end of the 95 % interval of `points`.
-        high: upper end.
-        p: of the hypothesis that they do not differ, two-sided.
+        value: on the whole set.
+        items: how many images there are.
+        replicates: on each resample; NaN where nothing was drawn.
     """
 
-    points: float
-    low: float
-    high: float
-    p: float
+    value: float
+    items: int
+    replicates: Floats
 
 
 def hits(outcomes: Outcomes, metric: str) -> Hits | None:
@@ -90,7 +89,39 @@ def paired_difference(first: Hits, second: Hits) -> PairedDifference:
     reach = 100 * 1.959964 * float(numpy.sqrt(b + c - (b - c) ** 2 / n)) / n
     centre = 100 * (b - c) / n
     p = float(mcnemar(numpy.array(gained), numpy.array(lost)))
-    return PairedDifference(points, centre - reach, centre + reach, p, gained, lost)
+    words = f"{gained} items gained and {lost} lost"
+    return PairedDifference(points, centre - reach, centre + reach, p, "exact McNemar", words)
+
+
+def resampled_difference(first: Resampled, second: Resampled) -> PairedDifference:
+    """Compare the values of a metric that is no mean over images, by resamples that both share.
+
+    The difference of the values over its standard deviation in the resamples is compared with Student's t.
+    """
+    change = second.value - first.value
+    p = resampled_pairs([first, second])[0, 1]
+    apart = second.replicates - first.replicates
+    items = min(first.items, second.items)
+    reach = t_quantile(0.95, items - 1) * float(numpy.nanstd(apart, ddof=1))
+    return PairedDifference(change, change - reach, change + reach, float(p), "paired bootstrap", f"{items} images")
+
+
+def resampled_pairs(models: Sequence[Resampled]) -> Floats:
+    """Return the p (M, M) of the paired bootstrap between every two of M models."""
+    from scipy.special import stdtr
+
+    values = numpy.array([model.value for model in models])
+    table = numpy.stack([model.replicates for model in models])
+    covariance = numpy.cov(table[:, ~numpy.isnan(table).any(axis=0)])
+    variance = numpy.diag(covariance)
+    spread = numpy.sqrt(numpy.maximum(0, variance[:, None] + variance[None, :] - 2 * covariance))
+    distance = numpy.abs(values[:, None] - values[None, :])
+    # What rounding leaves of the variance of two equal models is no spread.
+    spread[spread < 1e-9 * numpy.sqrt(variance.max(initial=0))] = 0
+    t = numpy.divide(distance, spread, out=numpy.where(distance > 0, numpy.inf, 0.0), where=spread > 0)
+    degrees = min(model.items for model in models) - 1
+    p: Floats = numpy.minimum(1, 2 * stdtr(degrees, -t))
+    return p
 
 
 def mcnemar(gained: Any, lost: Any) -> Any:
@@ -114,7 +145,7 @@ def all_pairs(correct: Sequence[Hits]) -> NDArray[numpy.float64]:
     return p
 
 
-def seed_differences(values: Sequence[Sequence[float]], first: int) -> list[MeanDifference]:
+def seed_differences(values: Sequence[Sequence[float]], first: int) -> list[PairedDifference]:
     """Return how each of M models differs from one of them, from values (M, S) under the same S seeds, two at least.
 
     A randomised block design: a value is that of its model, plus that of its seed, plus chance. Chance is taken to be
@@ -125,8 +156,9 @@ def seed_differences(values: Sequence[Sequence[float]], first: int) -> list[Mean
     error, degrees = _block_error(table)
     points = table.mean(axis=1) - table[first].mean()
     reach, p = t_quantile(0.95, degrees) * error, _p_of_points(points, error, degrees)
+    test = f"paired t over {table.shape[1]} seeds"
     return [
-        MeanDifference(float(each), float(each - reach), float(each + reach), float(chance))
+        PairedDifference(float(each), float(each - reach), float(each + reach), float(chance), test)
         for each, chance in zip(points, p, strict=True)
     ]
 

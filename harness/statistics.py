@@ -50,18 +50,21 @@ def median_interval(samples: Sequence[float], seed: int = 0, level: float = 0.95
 def quantile_interval(
     samples: Sequence[float], share: float, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a quantile of samples in the order in which they were taken.
+    """Return the bootstrap interval of a quantile of samples in the order in which they were taken.
 
     Neighbours in time are alike, so whole blocks of about the square root of their number are drawn (the circular block
-    bootstrap of Politis and Romano, 1992); drawing single samples would give too narrow an interval.
+    bootstrap of Politis and Romano, 1992); drawing single samples would give too narrow an interval. Blocks are few:
+    the interval is by Student's t on their number, and as wide as the samples at most.
     """
     values = numpy.asarray(samples, dtype=float)
     count = len(values)
     block = max(1, round(math.sqrt(count)))
     starts = numpy.random.default_rng(seed).integers(count, size=(RESAMPLES, -(-count // block), 1))
     drawn = values[(starts + numpy.arange(block)) % count].reshape(RESAMPLES, -1)[:, :count]
-    low, high = numpy.quantile(numpy.quantile(drawn, share, axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    blocks, value = max(2.0, count / block), float(numpy.quantile(values, share))
+    spread = float(numpy.quantile(drawn, share, axis=1).std()) * math.sqrt(blocks / (blocks - 1))
+    reach = t_quantile(level, blocks - 1) * spread
+    return max(float(values.min()), value - reach), min(float(values.max()), value + reach)
 
 
 def median_error(samples: Sequence[float]) -> float:
@@ -77,10 +80,10 @@ def median_error(samples: Sequence[float]) -> float:
     return (ordered[high] - ordered[low]) / 2 / ordered[math.floor(middle)]
 
 
-def proportion_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+def proportion_interval(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion, within 0..1.
 
-    At none and at all of the trials it keeps a width, where a bootstrap has none.
+    At none and at all of the trials it keeps a width, where a bootstrap has none. The numbers may be effective ones.
 
     Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953).
     """
@@ -100,7 +103,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean - reach, mean + reach
 
 
-def t_quantile(level: float, degrees: int) -> float:
+def t_quantile(level: float, degrees: float) -> float:
     """Return the t that Student's distribution stays within, on both sides, with a probability."""
     from scipy.special import stdtrit
 

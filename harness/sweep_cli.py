@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json as json_format
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import options
-from harness.command import own_stdout, print_table, set_quiet
+from harness.command import csv_bytes, own_stdout, print_table, set_quiet
 
 if TYPE_CHECKING:
     from harness.sweep import Curve
@@ -80,7 +78,10 @@ def write(curves: Sequence[Curve], folder: Path, name: str) -> list[Path]:
     from harness.store import write_atomically
     from harness.sweep import points_table, slopes_table
 
-    files = {f"{name}_points.csv": _csv(*points_table(curves)), f"{name}_slopes.csv": _csv(*slopes_table(curves))}
+    files = {
+        f"{name}_points.csv": csv_bytes(*points_table(curves)),
+        f"{name}_slopes.csv": csv_bytes(*slopes_table(curves)),
+    }
     for metric in dict.fromkeys(curve.metric for curve in curves):
         of_metric = [curve for curve in curves if curve.metric == metric]
         files |= {f"{name}_{metric}_{theme}.svg": draw_curves(of_metric, theme) for theme in THEMES}
@@ -108,11 +109,3 @@ def report(out: Any, curves: Sequence[Curve], written: Sequence[Path], json: boo
     for point in (point for curve in curves for point in curve.points if point.value is None):
         say(f"{point.model} at {point.side}: {point.reason}")
     say(f"Written: {', '.join(map(str, written))}")
-
-
-def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue().encode()

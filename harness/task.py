@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from harness import distributed
 from harness.cache import Cache
 from harness.checkpoint import Checkpoint
 from harness.device import evaluating, to_device
@@ -59,6 +60,9 @@ class Task(ABC):
             unless the user gives one, and so that they take others.
 
     Attributes:
+        training_batch: images a step of a training that several ranks can share; None without one.
+        model_id: of the model that is evaluated, for a task that builds it at other sizes, or another to set beside it.
+        journal: where an evaluation that can be interrupted keeps what it found; None for nowhere.
         checkpoint: where a task that trains keeps the state of an unfinished training; None for nowhere.
         rebuild: from a seed to the model that is evaluated, built and placed anew; set while a job runs.
 
@@ -72,6 +76,9 @@ class Task(ABC):
     preprocessing: Mapping[str, Any] = MappingProxyType({})
     any_size: ClassVar[bool] = False
     untrained: Literal["rank", "apart", "never"] = "never"
+    training_batch: int | None = None
+    model_id: str = ""
+    journal: Journal | None = None
     checkpoint: Checkpoint | None = None
     rebuild: Callable[[int], nn.Module] | None = None
 
@@ -109,11 +116,9 @@ class BatchTask(Task):
     """A task that is evaluated in batches: most tasks fill three short methods.
 
     Attributes:
-        journal: where an evaluation whose meter can resume keeps what it found; None for nowhere.
         cache: where decoded images and features are kept for other runs; None for nowhere.
     """
 
-    journal: Journal | None = None
     cache: Cache | None = None
 
     @abstractmethod
@@ -133,12 +138,15 @@ class BatchTask(Task):
         return self.score(self.adapt(model, setup), setup, self.journal)
 
     def score(self, predict: Callable[[Tensor], Any], setup: Setup, journal: Journal | None = None) -> Evaluation:
-        """Run the only evaluation loop of the harness.
+        """Run the only evaluation loop of the harness; of several ranks the first one does.
 
         Args:
             predict: from images on the setup's device to what the meter takes.
             journal: where outcomes are kept until the record is saved; None for nowhere.
         """
+        return distributed.by_first(lambda: self._score(predict, setup, journal))
+
+    def _score(self, predict: Callable[[Tensor], Any], setup: Setup, journal: Journal | None) -> Evaluation:
         meter = self.meter()
         rows = meter.rows if isinstance(meter, ResumableMeter) else []
         journal = journal if isinstance(meter, ResumableMeter) else None

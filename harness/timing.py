@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -190,12 +191,39 @@ def interleave(
     """
     for call in calls:
         warm(call, device)
+    return turns(calls, device, rounds, passes, seed, look)
+
+
+def turns(
+    calls: Sequence[Call],
+    device: str,
+    rounds: int,
+    passes: int = 1,
+    seed: int = 0,
+    look: Call = lambda: None,
+    *,
+    discarded: int = 1,
+    least: int = 1,
+    seconds: float = math.inf,
+) -> list[list[list[float]]]:
+    """Time several calls that are warm in turns, as `interleave` does and returns.
+
+    Args:
+        rounds: at most so many.
+        discarded: passes at the start of a turn that do not count; none where a pass is so long that cold caches are
+            nothing to it.
+        least: rounds to make whatever they take.
+        seconds: after which no other round begins.
+    """
     found: list[list[list[float]]] = [[] for _ in calls]
-    order, generator = list(range(len(calls))), random.Random(seed)
-    for _ in range(rounds):
+    order, generator, begin = list(range(len(calls))), random.Random(seed), time.perf_counter()
+    for made in range(rounds):
+        if made >= least and time.perf_counter() - begin > seconds:
+            break
         generator.shuffle(order)
         for index in order:
-            time_pass(calls[index], device)
+            for _ in range(discarded):
+                time_pass(calls[index], device)
             found[index].append([time_pass(calls[index], device) for _ in range(passes)])
             look()
     return found

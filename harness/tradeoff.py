@@ -11,7 +11,7 @@ from statistics import fmean
 from harness.leaderboard import Board, Row, by_seed, conditions, identity
 from harness.metric import Measurement, Metric
 from harness.record import Record
-from harness.significance import MeanDifference, holm, seed_differences
+from harness.significance import PairedDifference, holm, seed_differences
 
 # The first that a record holds stands for a cost; the batch is the larger one.
 COSTS = (("parameters",), ("gmacs",), ("latency_b{batch}",), ("memory_b{batch}", "resident_b{batch}"))
@@ -33,7 +33,7 @@ class Contender:
     row: Row
     samples: tuple[float, ...]
     over_images: float | None
-    change: MeanDifference | None
+    change: PairedDifference | None
     costs: Mapping[str, Measurement]
     front: frozenset[str] = frozenset()
 
@@ -101,7 +101,7 @@ def _tradeoff(board: Board, carrier: str, rows: Sequence[Row], priced: Sequence[
     )  # fmt: skip
 
 
-def _changes(rows: Sequence[Row], samples: Sequence[tuple[float, ...]], carrier: str) -> list[MeanDifference | None]:
+def _changes(rows: Sequence[Row], samples: Sequence[tuple[float, ...]], carrier: str) -> list[PairedDifference | None]:
     """Each row's difference from the carrier itself, p corrected for their number."""
     control = next((index for index, row in enumerate(rows) if row.record.model == carrier), None)
     if control is None:

@@ -70,7 +70,7 @@ def _shared(one: Tradeoff) -> list[str]:
 def _change(each: Contender) -> tuple[str, str]:
     if (change := each.change) is None:
         return ("control" if each.attention == "softmax" else "–"), ""
-    return f"{change.points:+.2f} ({change.low:+.2f} to {change.high:+.2f})", f"{change.p:.2g}"
+    return f"{change.change:+.2f} ({change.low:+.2f} to {change.high:+.2f})", f"{change.p:.2g}"
 
 
 def _cost(each: Contender, metric: Metric) -> str:
@@ -99,7 +99,7 @@ def _line(one: Tradeoff, each: Contender) -> dict[str, object]:
         "rank": each.row.rank, one.accuracy.name: each.row.values[one.accuracy.name],
         "low": interval[0], "high": interval[1], "half_width_over_images": each.over_images,
         "by_seed": " ".join(f"{value:.10g}" for value in each.samples),
-        "difference": change and change.points, "difference_low": change and change.low,
+        "difference": change and change.change, "difference_low": change and change.low,
         "difference_high": change and change.high, "p_holm": change and change.p,
     }  # fmt: skip
     for metric in one.costs:

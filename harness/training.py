@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness import distributed
 from harness.checkpoint import Checkpoint
 from harness.device import autocast
 from harness.errors import ModelError
@@ -78,6 +79,7 @@ class Trained:
         module: in eval mode; the moving average where one was asked for.
         curve: the mean training loss of each of at most 100 stretches of steps.
         seconds: wall-clock time of all steps, loading of data included, checkpoints not.
+        batch_norm: over what batch normalisation takes its statistics in training.
     """
 
     module: nn.Module
@@ -85,6 +87,7 @@ class Trained:
     steps: int
     seconds: float
     parameters: int
+    batch_norm: str
 
     @property
     def details(self) -> dict[str, Any]:
@@ -95,6 +98,8 @@ class Trained:
             "training_loss": self.curve,
             "seconds_per_step": round(self.seconds / self.steps, 4),
             "parameters_trained": self.parameters,
+            "ranks": distributed.count(),
+            "batch_norm_over": self.batch_norm,
         }
 
 
@@ -104,7 +109,7 @@ class Training:
 
     Args:
         module: holds every parameter and buffer that the training changes; placed on the setup's device.
-        loss: from a batch to a scalar, in the setup's precision.
+        loss: from a batch, or a rank's share of one, to a scalar: a mean, in the setup's precision.
         schedule: called with the number of each step, from 0, before it; sets the learning rates.
         batches: from the number of a step to the batches from that step on; what a step gets is the same wherever
             the training was resumed.
@@ -130,6 +135,7 @@ class Training:
         from timm.utils import ModelEmaV3
 
         fp16 = self.setup.precision == "fp16"
+        self._batch_norm = distributed.synchronize_norms(self.module, self.setup.device)
         self._scaler = torch.amp.GradScaler(self.setup.device.partition(":")[0], enabled=fp16)
         self._average = None if self.average is None else ModelEmaV3(self.module, decay=self.average)
         self._curve = Curve(self.steps)
@@ -144,14 +150,15 @@ class Training:
         """
         start = self._restore()
         self.module.train()
+        self._shared_loss = distributed.parallel(self.module, self.loss)
         clock = written = time.monotonic()
         remaining = self.batches(start) if start < self.steps else ()
         for step, batch in enumerate(track(remaining, description), start):
             self._step(step, batch)
-            if len(self._pending) >= (1 if self.setup.device == "cpu" else GPU_LOSSES):
-                self._read_losses()
+            if len(self._pending) < (1 if self.setup.device == "cpu" else GPU_LOSSES):
+                continue
+            self._read_losses()
             if time.monotonic() - written >= CHECKPOINT_SECONDS:
-                self._read_losses()
                 self._seconds += time.monotonic() - clock
                 self._save(step + 1)
                 clock = written = time.monotonic()
@@ -161,15 +168,16 @@ class Training:
             self._save(self.steps)
         module = self._average.module if self._average else self.module
         trained = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
-        return Trained(module.eval(), self._curve.points(), self.steps, self._seconds, trained)
+        return Trained(module.eval(), self._curve.points(), self.steps, self._seconds, trained, self._batch_norm)
 
     def _step(self, step: int, batch: Any) -> None:
         from torch.nn.utils import clip_grad_norm_
 
-        seed_generators(self.seed, "step", step)
+        # What ranks draw for their images is not the same.
+        seed_generators(self.seed, "step", step, *(() if distributed.first() else ("rank", distributed.rank())))
         self.schedule(step)
         with autocast(self.setup):
-            loss = self.loss(batch)
+            loss = self._shared_loss(batch)
         if not loss.requires_grad:
             raise ModelError(
                 f"The loss of {type(self.module).__name__} does not depend on its parameters: expected one with a "
@@ -185,7 +193,7 @@ class Training:
         if self._average:
             self._average.update(self.module)
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        self._pending.append((step, rate, loss.detach()))
+        self._pending.append((step, rate, distributed.total(loss.detach()) / distributed.count()))
 
     def _read_losses(self) -> None:
         """Move the losses of the last steps to the curve, and refuse one that is not finite."""
@@ -202,7 +210,7 @@ class Training:
         self._pending.clear()
 
     def _save(self, step: int) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or not distributed.first():
             return
         self.checkpoint.write(
             {

@@ -124,6 +124,8 @@ class Ade20k(DenseTask):
         return Segmentation(CLASSES)
 
     def _evaluation(self, meter: Segmentation) -> Evaluation:
+        from tasks.metrics.sums_resampled import SEGMENTATION
+
         values = meter.values()
         measurements = [
             Measurement(metric, None, reason="no pixel is annotated")
@@ -141,8 +143,7 @@ class Ade20k(DenseTask):
             "iou_by_class": iou,
             "classes_that_occur": sum(share is not None for share in iou),
         }
-        columns = ("item", "class", "right", "annotated", "predicted")
-        return Evaluation(tuple(measurements), details, Outcomes(columns, tuple(meter.rows)))
+        return Evaluation(tuple(measurements), details, Outcomes(SEGMENTATION, tuple(meter.rows)))
 
 
 def to_labels(output: Any, shape: tuple[int, ...]) -> Any:

@@ -60,6 +60,7 @@ class Classification(BatchTask):
         self.untrained = self.protocol.untrained
         # What the labels need goes before what a protocol would like.
         self.preprocessing = {**getattr(self.protocol, "preprocessing", {}), **type(self).preprocessing}
+        self.training_batch = getattr(self.protocol, "training_batch", None)
         self._splits: dict[str, LabelledImages] = {}
 
     @abstractmethod

@@ -142,6 +142,7 @@ class Coco(DenseTask):
     ) -> Evaluation:
         """Compute the numbers of both kinds."""
         from tasks.metrics.detection import evaluate
+        from tasks.metrics.detection_resampled import COLUMNS
 
         library = os.environ.get(BACKEND, "")
         count = len(self.instances.categories)
@@ -157,9 +158,8 @@ class Coco(DenseTask):
             values = _by_library(objects, detections, count, kind, library) if library else summary.values
             measurements += [_measurement(name, number, values[number]) for number in _names()]
             more[f"{name}_ap_by_category"] = [None if ap < 0 else float(ap) for ap in summary.by_category]
-            rows += _rows(self.instances, objects, detections, summary, kind)
-        columns = ("item", "masks", "category", "place", "right", "ignored")
-        return Evaluation(tuple(measurements), {**details, **more}, Outcomes(columns, tuple(rows)))
+            rows += outcome_rows(self.instances, objects, detections, summary, kind)
+        return Evaluation(tuple(measurements), {**details, **more}, Outcomes(COLUMNS, tuple(rows)))
 
 
 def to_detections(
@@ -245,7 +245,9 @@ def _only(objects: Objects, images: Sequence[int]) -> Objects:
     )  # fmt: skip
 
 
-def _rows(instances: Instances, objects: Objects, detections: Detections, summary: Summary, kind: str) -> list[Row]:
+def outcome_rows(
+    instances: Instances, objects: Objects, detections: Detections, summary: Summary, kind: str
+) -> list[Row]:
     """What average precision over any choice of images can be computed from.
 
     One row for each detection: its place among all by score, and a bit for each threshold at which it is right and at
@@ -256,7 +258,8 @@ def _rows(instances: Instances, objects: Objects, detections: Detections, summar
     ids, masks = [str(image.id) for image in instances.images], int(kind == "masks")
     chosen = summary.rows
     place = np.empty(len(chosen), np.int64)
-    place[np.lexsort((chosen, -detections.scores[chosen]))] = np.arange(len(chosen))
+    # Of equal scores the earlier image comes first, as in the evaluation.
+    place[np.argsort(-detections.scores[chosen], kind="stable")] = np.arange(len(chosen))
     columns = (detections.image[chosen], detections.category[chosen], place, summary.right, summary.ignored)
     rows: list[Row] = [
         (ids[i], masks, *rest) for i, *rest in zip(*(column.tolist() for column in columns), strict=True)

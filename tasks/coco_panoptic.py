@@ -74,8 +74,10 @@ class CocoPanoptic(Task):
         """
         from tasks.data.coco_panoptic import check_segments, read_ids, read_panoptic_results, segments
         from tasks.metrics.panoptic import Counts, compare
+        from tasks.metrics.sums_resampled import PANOPTIC
 
         truth = self.panoptic
+        things = {category.id: category.isthing for category in truth.categories}
         maps, folder = read_panoptic_results(file, truth)
         total: dict[int, Counts] = {category.id: Counts() for category in truth.categories}
         rows: list[Row] = []
@@ -86,9 +88,8 @@ class CocoPanoptic(Task):
             annotated, guessed = segments(one), segments(other)
             for category, counts in compare(read_ids(truth.folder, one, image), annotated, found, guessed).items():
                 total[category] += counts
-                rows.append(_row(str(image.id), category, counts))
-        columns = ("item", "category", "right", "wrong", "missed", "overlap_e9")
-        return Evaluation(self._measure(total), self._details(total), Outcomes(columns, tuple(rows)))
+                rows.append(_row(str(image.id), category, things[category], counts))
+        return Evaluation(self._measure(total), self._details(total), Outcomes(PANOPTIC, tuple(rows)))
 
     def _measure(self, total: dict[int, Counts]) -> tuple[Measurement, ...]:
         """All categories first, then things and stuff."""
@@ -120,5 +121,5 @@ class CocoPanoptic(Task):
         }
 
 
-def _row(item: str, category: int, counts: Counts) -> Row:
-    return item, category, counts.right, counts.wrong, counts.missed, round(SCALE * counts.overlap)
+def _row(item: str, category: int, thing: int, counts: Counts) -> Row:
+    return item, category, thing, counts.right, counts.wrong, counts.missed, round(SCALE * counts.overlap)

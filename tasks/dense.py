@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.errors import SetupError
@@ -108,6 +108,12 @@ class DenseProtocol:
     untrained: ClassVar[Literal["rank", "apart", "never"]] = "apart"
     trains_on: ClassVar[tuple[str, ...]] = ("train",)
     head: ClassVar[str]
+    preset_recipe: DenseRecipe = field(init=False)
+
+    @property
+    def training_batch(self) -> int:
+        """Images a step."""
+        return self.preset_recipe.batch if self.batch is None else self.batch
 
     def recipe_on(self, preset: DenseRecipe, count: int) -> DenseRecipe:
         """Return the preset's recipe with what the user chose, for so many training images."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness import distributed
 from harness.errors import SetupError
 from harness.metric import Evaluation
 from harness.record import DataStamp, Setup
@@ -45,6 +46,7 @@ class DenseTask(Task):
         self.protocol = variant.build() if variant else None
         self.untrained = getattr(self.protocol, "untrained", "never")
         self.preprocessing = getattr(self.protocol, "preprocessing", {})
+        self.training_batch = getattr(self.protocol, "training_batch", None)
         self._annotations = annotations
 
     @abstractmethod
@@ -66,5 +68,6 @@ class DenseTask(Task):
             raise SetupError(
                 f"{self.name} needs a head on the model: name one, {self.name}:NAME, or give --predictions."
             )
-        evaluation = self.measure(self.protocol.adapt(model, self, setup), setup)
+        predict = self.protocol.adapt(model, self, setup)
+        evaluation = distributed.by_first(lambda: self.measure(predict, setup))
         return replace(evaluation, details={**evaluation.details, **self.protocol.details})

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from harness import distributed
 from harness.checkpoint import Checkpoint
 from harness.device import to_device
 from harness.errors import SetupError
@@ -124,6 +125,11 @@ def classification_loss(module: nn.Module, classes: int, recipe: Recipe, setup: 
 
     forward = forward_with_losses(module)
     mixed = bool(recipe.mixup or recipe.cutmix)
+    if mixed and distributed.share(recipe.batch) % 2:
+        raise SetupError(
+            f"batch is {recipe.batch}, of which each of {distributed.count()} ranks takes "
+            f"{distributed.share(recipe.batch)}; mixup and cutmix mix pairs of images: give an even number for each."
+        )
     mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
     smoothing = 0.0 if mixed else recipe.label_smoothing  # mixed labels are smoothed already
 

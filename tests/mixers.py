@@ -73,4 +73,5 @@ def takes_prefix(name: str) -> bool:
     return True
 
 
+NAMES = list(ATTENTIONS)
 CASES = [(name, prefix) for name in ATTENTIONS for prefix in (0, 1) if not prefix or takes_prefix(name)]

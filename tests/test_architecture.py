@@ -12,19 +12,20 @@ PACKAGES = ("harness", "tasks", "baselines")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
-    "errors", "registry", "progress", "images", "metric", "journal", "statistics", "significance", "record", "store",
-    "checkpoint",
+    "errors", "distributed", "registry", "progress", "images", "metric", "journal", "statistics", "significance",
+    "resampling", "record", "store", "checkpoint",
     "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
-    "pyramid", "preprocessing",
-    "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner", "costs",
+    "pyramid", "alone", "preprocessing",
+    "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
+    "scaling", "growth", "costs",
     "executors", "predictions", "api",
-    "race", "suite", "leaderboard", "published", "ranking", "tables", "page",
+    "race", "suite", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page",
     "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report",
     "baseline", "audit",
     "inspection", "confine", "isolation", "conformance", "submission",
-    "doctor", "breakdown", "reference", "scaling", "sweep", "plot",
-    "options", "command", "cost_cli", "sweep_cli", "compare_cli", "board_cli", "suite_cli",
-    "audit_cli", "cache_cli", "submit_cli",
+    "doctor", "breakdown", "reference", "sweep", "plot", "panels", "growth_report",
+    "options", "command", "cost_cli", "sweep_cli", "attention_cli",
+    "compare_cli", "board_cli", "suite_cli", "audit_cli", "cache_cli", "submit_cli",
     "cli",
 )  # fmt: skip
 

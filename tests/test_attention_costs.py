@@ -192,3 +192,54 @@ def test_no_matrix_of_all_tokens_is_built(name: str, mode: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the resident set differs")
 def test_a_matrix_of_all_tokens_is_seen() -> None:
     assert growth_mib("matrix", "evaluation") > 0.9 * ONE_HEAD_MIB
+
+
+# What a process may hold of its own, as against the files that it maps; the limit is the kernel's.
+BOUNDED = """
+import resource, sys, torch
+from harness.models import AttentionContext, AttentionSite
+from harness.registry import ATTENTIONS
+
+limit, grid = 4 * 2**30, (128, 128)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+torch.set_num_threads(1)
+name, training = sys.argv[1], sys.argv[2] == "training"
+tokens = torch.randn(1, 128 * 128, 384, requires_grad=training)
+with torch.set_grad_enabled(training):
+    if name == "matrix":
+        heads = tokens.unflatten(2, (6, 64)).transpose(1, 2)
+        mixed = (heads @ heads.mT).softmax(dim=-1) @ heads
+    else:
+        mixer = ATTENTIONS.get(name).build(AttentionSite(384, 6, grid, 0, 1, 12, 0, 16)).train(training)
+        mixed = mixer(tokens, AttentionContext(grid))
+    if training:
+        mixed.sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+LOCAL_OR_MASKED = ("window", "neighborhood", "dilated_neighborhood", "polyline_path", "polyline_path_crisscross")
+
+
+def bounded(name: str, mode: str) -> subprocess.CompletedProcess[str]:
+    """Run a pass over 16,384 tokens of width 384 in a process that may hold 4 GiB."""
+    command, root = [sys.executable, "-c", BOUNDED, name, mode], Path(__file__).resolve().parents[1]
+    return subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold a process to such a limit")
+@pytest.mark.parametrize("mode", ["evaluation", "training"])
+@pytest.mark.parametrize("name", LOCAL_OR_MASKED)
+def test_a_process_of_4_gib_holds_16384_tokens(name: str, mode: str) -> None:
+    done = bounded(name, mode)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold a process to such a limit")
+def test_a_process_of_4_gib_does_not_hold_the_whole_matrix() -> None:
+    done = bounded("matrix", "evaluation")
+    assert done.returncode != 0
+    assert "allocate" in done.stderr

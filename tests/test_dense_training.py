@@ -99,7 +99,15 @@ def test_a_detector_learns(head: str, data: Path) -> None:
     assert (values(evaluation)["mask_ap"] is None) == (head != "mask_rcnn")
 
 
-@pytest.mark.parametrize("task_id", ["ade20k:semantic_fpn", "coco:fcos"])
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        "ade20k:semantic_fpn",
+        "coco:fcos",
+        pytest.param("ade20k:upernet", marks=pytest.mark.slow),
+        pytest.param("coco:mask_rcnn", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_training_resumes_to_the_same_result(
     task_id: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

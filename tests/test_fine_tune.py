@@ -315,6 +315,17 @@ def test_crops_have_the_size_and_statistics_of_the_evaluation() -> None:
     torch.testing.assert_close(found.mean((1, 2)), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_strongest_posterizing_is_a_black_image() -> None:
+    """Rare at magnitude 9, where a deviation of 0.5 must reach 10, but sure to come in a long training."""
+    transforms = train_transform(Augmentation(randaugment=9), SMALL).transforms  # type: ignore[attr-defined]
+    (chosen,) = [part for part in transforms if hasattr(part, "ops")]
+    (operation,) = [one for one in chosen.ops if one.name.startswith("Posterize")]
+    operation.prob, operation.magnitude_std = 1.0, 0.0
+    for magnitude, levels in ((10, {0}), (8, {0, 128})):
+        operation.magnitude = magnitude
+        assert set(numpy.unique(numpy.asarray(operation(picture())))) == levels
+
+
 def test_labels_that_crops_break_are_left_true() -> None:
     recipe = PRESETS["mae"][3]
     assert recipe.within("crop") == recipe

@@ -9,43 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_records import DATA, ENVIRONMENT, SETUP, TOP1, accuracy, cost
 
 from harness.audit import verify
 from harness.board_cli import render
 from harness.leaderboard import differences, make_boards, why_unranked
 from harness.metric import Measurement, Metric
 from harness.ranking import with_ranks
-from harness.record import DataStamp, Environment, Preprocessing, Record, Setup, Weights, digest, from_json
+from harness.record import Preprocessing, Record, Setup, Weights, from_json
 from harness.store import Store
 from harness.tables import to_csv, to_markdown
 
 GOLDEN = Path(__file__).parent / "golden"
-TOP1, LATENCY = Metric("top1", "%", True), Metric("latency_b1", "ms", False)
-SETUP = Setup(weights=Weights(source="pretrained"), preprocessing=Preprocessing(image_size=(224, 224)))
-ENVIRONMENT = Environment(
-    device="a processor", cpu="a processor", cores=2, threads=2, memory_gib=24.0, system="Linux x86_64",
-    python="3.11.7", versions={"torch": "2.15.0"}, commit="", dirty=False,
-)  # fmt: skip
-DATA = DataStamp(name="imagenet", split="val", size=100, classes=10, fingerprint="0123456789abcdef")
-
-
-def make(model: str, value: float | None, metric: Metric = TOP1, **fields: Any) -> Record:
-    measurement = Measurement(metric, value, reason="" if value is not None else "an operator is not counted")
-    defaults: dict[str, Any] = {
-        "task": "imagenet", "task_version": 1, "source_sha256": "", "untrained": "never", "machine_bound": False,
-        "measurements": (measurement,), "setup": SETUP, "data": DATA, "environment": ENVIRONMENT,
-        "provenance": "measured", "command": "", "started_at": "", "seconds": 1.0,
-    }  # fmt: skip
-    merged = {**defaults, **fields}
-    return Record(model=model, key=digest(model, merged["setup"], merged["environment"]), **merged)
-
-
-def cost(model: str, value: float, **fields: Any) -> Record:
-    parameters = Measurement(Metric("parameters", "M", False), 5.0)
-    measurements = (Measurement(LATENCY, value), parameters)
-    return make(
-        model, 0, task="cost", machine_bound=True, untrained="rank", data=None, measurements=measurements, **fields
-    )
 
 
 def ranks(records: list[Record]) -> list[tuple[str, int]]:
@@ -54,7 +29,7 @@ def ranks(records: list[Record]) -> list[tuple[str, int]]:
 
 
 def test_higher_is_better_where_the_metric_says_so() -> None:
-    assert ranks([make("a", 70.0), make("b", 90.0), make("c", 80.0)]) == [("b", 1), ("c", 2), ("a", 3)]
+    assert ranks([accuracy("a", 70.0), accuracy("b", 90.0), accuracy("c", 80.0)]) == [("b", 1), ("c", 2), ("a", 3)]
 
 
 def test_lower_is_better_where_the_metric_says_so() -> None:
@@ -62,11 +37,11 @@ def test_lower_is_better_where_the_metric_says_so() -> None:
 
 
 def test_equal_values_share_a_rank_and_the_next_one_is_skipped() -> None:
-    assert ranks([make("a", 70.0), make("b", 90.0), make("c", 90.0)]) == [("b", 1), ("c", 1), ("a", 3)]
+    assert ranks([accuracy("a", 70.0), accuracy("b", 90.0), accuracy("c", 90.0)]) == [("b", 1), ("c", 1), ("a", 3)]
 
 
 def test_the_order_of_the_records_does_not_matter() -> None:
-    records = [make("a", 70.0), make("b", 90.0), cost("c", 3.0)]
+    records = [accuracy("a", 70.0), accuracy("b", 90.0), cost("c", 3.0)]
     assert make_boards(records) == make_boards(list(reversed(records)))
 
 
@@ -79,7 +54,7 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     ],
 )
 def test_accuracies_under_other_conditions_do_not_rank_together(change: dict[str, Any], label: str) -> None:
-    boards, _ = make_boards([make("a", 70.0), make("b", 90.0, **change)])
+    boards, _ = make_boards([accuracy("a", 70.0), accuracy("b", 90.0, **change)])
     assert [len(board.rows) for board in boards] == [1, 1]
     assert differences(boards) == {"imagenet": [label]}
 
@@ -147,8 +122,8 @@ def test_forward_and_forward_with_backward_are_boards_of_their_own() -> None:
 
 def test_accuracy_ranks_across_machines_and_batches() -> None:
     other = {"environment": replace(ENVIRONMENT, device="another"), "setup": replace(SETUP, batch_size=8)}
-    assert len(ranks([make("a", 70.0), make("b", 90.0, **other)])) == 2
-    assert len(make_boards([make("a", 70.0), make("b", 90.0, **other)])[0]) == 1
+    assert len(ranks([accuracy("a", 70.0), accuracy("b", 90.0, **other)])) == 2
+    assert len(make_boards([accuracy("a", 70.0), accuracy("b", 90.0, **other)])[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +136,7 @@ def test_accuracy_ranks_across_machines_and_batches() -> None:
     ],
 )
 def test_what_does_not_rank_is_left_out_with_its_reason(fields: dict[str, Any], reason: str) -> None:
-    boards, left_out = make_boards([make("a", 70.0, **fields)])
+    boards, left_out = make_boards([accuracy("a", 70.0, **fields)])
     assert not boards
     assert reason in left_out[0].reason
     assert reason in to_markdown(boards, left_out)
@@ -177,43 +152,43 @@ def test_a_disturbed_record_does_not_rank_and_shows_what_was_measured() -> None:
 
 
 def test_parameters_of_a_disturbed_record_stand_beside_accuracy_all_the_same() -> None:
-    boards, _ = make_boards([make("a", 70.0), cost("a", 3.0, details={"disturbed": ["latency: b1: heat"]})])
+    boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0, details={"disturbed": ["latency: b1: heat"]})])
     assert boards[0].rows[0].values["parameters"] == 5.0
 
 
 def test_an_uncounted_headline_does_not_rank() -> None:
-    assert why_unranked(make("a", None)) == "an operator is not counted"
+    assert why_unranked(accuracy("a", None)) == "not to be had"
 
 
 def test_untrained_features_rank_only_with_their_like() -> None:
-    records = [make("a", 70.0, untrained="apart"), make("b", 30.0, untrained="apart", setup=Setup())]
+    records = [accuracy("a", 70.0, untrained="apart"), accuracy("b", 30.0, untrained="apart", setup=Setup())]
     boards, _ = make_boards(records)
     assert [len(board.rows) for board in boards] == [1, 1]
     assert differences(boards) == {"imagenet": ["weights"]}
 
 
 def test_parameters_stand_beside_accuracy() -> None:
-    boards, _ = make_boards([make("a", 70.0), cost("a", 3.0), make("b", 60.0)])
+    boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0), accuracy("b", 60.0)])
     board = next(board for board in boards if board.task == "imagenet")
     assert [row.values.get("parameters") for row in board.rows] == [5.0, None]
 
 
 def test_parameters_of_another_image_size_do_not() -> None:
     small = replace(SETUP, preprocessing=Preprocessing(image_size=(96, 96)))
-    boards, _ = make_boards([make("a", 70.0), cost("a", 3.0, setup=small)])
+    boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0, setup=small)])
     board = next(board for board in boards if board.task == "imagenet")
     assert board.rows[0].values.get("parameters") is None
 
 
 def test_minor_metrics_are_in_the_csv_and_not_in_the_table() -> None:
     minor = Measurement(Metric("share_attention", "%", False, minor=True), 12.5)
-    boards, _ = make_boards([make("a", 70.0, measurements=(Measurement(TOP1, 70.0), minor))])
+    boards, _ = make_boards([accuracy("a", 70.0, measurements=(Measurement(TOP1, 70.0), minor))])
     assert "share_attention" not in to_markdown(boards, [])
     assert "share_attention" in to_csv(boards)
 
 
 def test_names_are_escaped_everywhere() -> None:
-    evil = make("=cmd|' /C calc'!A0<script>[x](y)`|", 70.0)
+    evil = accuracy("=cmd|' /C calc'!A0<script>[x](y)`|", 70.0)
     boards, left_out = make_boards([evil, replace(evil, error="<img src=x>\n# title", key="00000000")])
     page = to_markdown(boards, left_out)
     assert "<script>" not in page
@@ -228,13 +203,15 @@ def test_partial_weights_and_overrides_are_shown() -> None:
     setup = replace(
         SETUP, weights=weights, preprocessing=Preprocessing(image_size=(96, 128), overridden=("image_size",))
     )
-    page = to_markdown(*make_boards([make("a", 70.0, setup=setup)]))
+    page = to_markdown(*make_boards([accuracy("a", 70.0, setup=setup)]))
     assert "x.pth (partial: 2 missing, 0 unexpected)" in page
     assert "96x128 (set: image_size)" in page
 
 
 def test_rows_that_would_look_alike_show_their_keys() -> None:
-    boards, _ = make_boards([make("a", 70.0), make("a", 60.0, setup=replace(SETUP, batch_size=8)), make("b", 50.0)])
+    boards, _ = make_boards(
+        [accuracy("a", 70.0), accuracy("a", 60.0, setup=replace(SETUP, batch_size=8)), accuracy("b", 50.0)]
+    )
     labels = [row.label[0] for row in boards[0].rows]
     assert labels[2] == "b"
     assert len(set(labels)) == 3
@@ -244,7 +221,8 @@ def test_rows_that_would_look_alike_show_their_keys() -> None:
 def test_the_generated_tables_equal_the_committed_ones() -> None:
     record = from_json((GOLDEN / "record_v1.json").read_bytes(), "golden")
     ranked = replace(record, setup=replace(record.setup, limit=None))
-    others = [make("a", 70.126), make("b", 70.1), cost("a", 3.0), cost("b", 2.0), make("c", 1.0, error="it broke")]
+    costs = [replace(found, measurements=found.measurements[:2]) for found in (cost("a", 3.0), cost("b", 2.0))]
+    others = [accuracy("a", 70.126), accuracy("b", 70.1), *costs, accuracy("c", 1.0, error="it broke")]
     boards, left_out = make_boards([record, replace(ranked, key="00000001"), *others])
     assert to_markdown(boards, left_out) == (GOLDEN / "board.md").read_text()
     assert to_csv(boards) == (GOLDEN / "board.csv").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from fake_records import GMACS, PARAMETERS, TOP1, accuracy, cost
 from typer.testing import CliRunner
 
+from harness import figures
 from harness.cli import app
 from harness.compare import compare
 from harness.errors import DataError
@@ -20,6 +22,7 @@ from harness.page import payload
 from harness.published import beside, card_records, published_record, read_published
 from harness.store import Store
 from harness.tables import to_markdown
+from harness.task_id import canonical
 
 TABLE = (
     "model,img,top1,top5,params_m,gmacs,crop_pct,real_top1\n"
@@ -151,13 +154,104 @@ def test_the_command_imports_and_says_what_it_passed_over(tmp_path: Path) -> Non
     assert done.output == "4 records are as they were written.\n"
 
 
+VTAB = "method,count_1000,dist_1000,count_full,dist_full,arch\nRotation,45.5,60.9,99.7,93.2,ResNet50\n"
+FAVOR = (
+    "run name,model,taxonomy class,image resolution (finetuning),top-1 validation accuracy,number of parameters,FLOPs,"
+    "throughput,inference VRAM @1,GPU type (finetuning)\n"
+    "ViT @224->384,ViT-S/16,Baseline,384,0.8425,22205416,15762685510.0,829.9,3735122432,A100-SXM4-80GB\n"
+)
+
+
+def test_results_of_vtab_keep_their_protocol(tmp_path: Path) -> None:
+    path = tmp_path / "vtab_clevr.csv"
+    path.write_text(VTAB)
+    records, passed_over = read_published(path)
+    assert passed_over == []
+    found = {(one.task, str(one.details["protocol"])): one.values() for one in records}
+    few, every = "VTAB, fine-tuned on 1,000 examples", "VTAB, fine-tuned on all training examples"
+    assert found == {
+        ("clevr_count:fine_tune,preset=vtab", few): {"top1": 45.5},
+        ("clevr_count:fine_tune,preset=vtab", every): {"top1": 99.7},
+        ("clevr_dist:fine_tune,preset=vtab", few): {"top1": 60.9},
+        ("clevr_dist:fine_tune,preset=vtab", every): {"top1": 93.2},
+    }
+    assert {(one.model, one.details["source"]) for one in records} == {
+        ("Rotation (ResNet50)", "VTAB (arXiv:1910.04867), vtab_clevr.csv")
+    }
+    assert len({one.name for one in records}) == 4
+
+
+def test_runs_of_which_transformer_to_favor_become_records(tmp_path: Path) -> None:
+    path = tmp_path / "favor.csv"
+    path.write_text(FAVOR)
+    records, passed_over = read_published(path)
+    assert passed_over == ["taxonomy class", "GPU type (finetuning)"]
+    found = {(one.task, "protocol" in one.details): {} for one in records}
+    for one in records:
+        found[one.task, "protocol" in one.details] |= one.values()
+        assert "run 'ViT @224->384'" in one.details["source"]
+        assert (one.model, one.setup.preprocessing.image_size) == ("ViT-S/16", (384, 384))
+    assert found == {
+        ("imagenet", False): {"top1": 84.25},
+        ("cost", False): {"parameters": 22.205416},
+        ("cost", True): {"gmacs": 15.76268551, "throughput": 829.9, "memory_b1": pytest.approx(3562.09, abs=0.01)},
+    }
+
+
+DENSE = {
+    "coco_box_ap_maskrcnn_1x": 43.7, "coco_mask_ap_cascade_3x": 43.7, "ade20k_miou_upernet": 44.51,
+    "ade20k_miou_upernet_ms": 45.81, "ade20k_macc_semantic_fpn_40k": 51.76, "pq": 53.3, "pq_th": 58.8,
+    "denoised": {"ade20k_miou": 45.14},
+}  # fmt: skip
+
+
+def test_dense_figures_become_shares_of_the_task_that_they_answer(tmp_path: Path) -> None:
+    path = tmp_path / "system.json"
+    variants = [
+        {"name": f"Net, {data}", "source": "README", "input": 800, "metrics": DENSE} for data in ("COCO", "ADE")
+    ]
+    path.write_text(json.dumps({"title": "A System", "variants": variants}))
+    records, passed_over = read_published(path)
+    found = {(one.task, one.details.get("protocol", "")): one.values() for one in records if one.model == "Net, COCO"}
+    assert found == {
+        ("coco:mask_rcnn,preset=1x", ""): {"box_ap": 0.437},
+        ("coco", "cascade, 3x"): {"mask_ap": 0.437},
+        ("ade20k:upernet,preset=160k", ""): {"miou": 0.4451},
+        ("ade20k:upernet,preset=160k,test=ms_whole", ""): {"miou": 0.4581},
+        ("ade20k", "Semantic FPN, 40,000 steps"): {"macc": 0.5176},
+        ("coco_panoptic", ""): {"pq": 0.533, "pq_things": 0.588},
+    }
+    assert passed_over == ["pq", "pq_th"], "of another data set"
+    (state,) = [one for one in records if one.model == "Net, COCO (denoised)"]
+    assert (state.task, state.values()) == ("ade20k", {"miou": 0.4514})
+    assert {one.setup.preprocessing.image_size for one in records} == {None}
+
+
+def test_every_listed_figure_answers_a_task_that_exists() -> None:
+    for table in (figures.CARD, figures.TIMM, figures.SYSTEM, figures.VTAB, figures.FAVOR):
+        for name, one in table.items():
+            assert one.task == canonical(one.task), name
+
+
+def test_a_value_with_a_protocol_of_its_own_stands_beside_none() -> None:
+    assert cells(accuracy("a", 80.0), published("a", protocol="ten crops")) == [
+        ("top1 (%)", "81.20", "–", "–", "arXiv:1, Table 1; ten crops")
+    ]
+    assert published("a", protocol="ten crops").key != published("a").key
+
+
 def test_the_published_tables_at_hand_are_read(shared_data: Path) -> None:
     home = shared_data.parent
     records, _ = read_published(home / "reference" / "timm.csv")
     assert len(records) > 3000
+    assert len(read_published(home / "reference" / "vtab_clevr.csv")[0]) == 16 * 4
+    assert len(read_published(home / "reference" / "which_transformer_to_favor.csv")[0]) == 90 * 5
     systems = sorted((home / "systems").glob("*.json"))
     found = [record for path in systems for record in read_published(path)[0]]
     assert len(systems) == 50
-    assert len(found) > 300
+    assert len(found) > 500
+    tasks = Counter(record.task.partition(":")[0] for record in found)
+    assert min(tasks["coco"], tasks["ade20k"]) > 60
+    assert tasks["coco_panoptic"] > 10
     assert {record.provenance for record in found} == {"published"}
     assert all(record.details["source"] and record.measurements for record in found)

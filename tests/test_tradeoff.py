@@ -61,9 +61,9 @@ def test_two_models_are_the_paired_t_test() -> None:
     expected = scipy.stats.ttest_rel(second, first)
     itself, other = seed_differences([first, second], 0)
     low, high = expected.confidence_interval()
-    assert (other.points, other.p) == pytest.approx((np.mean(second) - np.mean(first), expected.pvalue))
+    assert (other.change, other.p) == pytest.approx((np.mean(second) - np.mean(first), expected.pvalue))
     assert (other.low, other.high) == pytest.approx((low, high))
-    assert (itself.points, itself.p) == (0.0, 1.0)
+    assert (itself.change, itself.p) == (0.0, 1.0)
     assert all_seed_pairs([first, second])[0, 1] == pytest.approx(expected.pvalue)
 
 
@@ -76,8 +76,8 @@ def test_many_models_equal_least_squares() -> None:
     degrees = 15 - 7
     errors = np.sqrt(squares[0] / degrees * np.diag(np.linalg.inv(design.T @ design)))[1:5]
     for index, one in enumerate(seed_differences(values.tolist(), 0)[1:]):
-        assert one.points == pytest.approx(solution[1 + index])
-        assert one.high - one.points == pytest.approx(scipy.stats.t.ppf(0.975, degrees) * errors[index])
+        assert one.change == pytest.approx(solution[1 + index])
+        assert one.high - one.change == pytest.approx(scipy.stats.t.ppf(0.975, degrees) * errors[index])
         assert one.p == pytest.approx(2 * scipy.stats.t.sf(abs(solution[1 + index]) / errors[index], degrees))
         assert all_seed_pairs(values.tolist())[0, 1 + index] == pytest.approx(one.p)
 

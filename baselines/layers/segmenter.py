@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness import distributed
+
 IGNORED = 255
 
 
@@ -67,6 +69,10 @@ def to_pixels(logits: Tensor, stride: int, images: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean over the pixels that are annotated; 0 where there are none."""
+    """Return the mean over the pixels that are annotated; 0 where there are none.
+
+    Of several ranks each returns its sum over the mean number, so that the mean over the ranks is that of all pixels.
+    """
     total = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum")
-    return total / torch.clamp((labels != IGNORED).sum(), min=1)
+    annotated = distributed.total((labels != IGNORED).sum())
+    return total * distributed.count() / torch.clamp(annotated, min=1)

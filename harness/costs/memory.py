@@ -270,6 +270,33 @@ def resident_peak(step: Callable[[], object], setup: Setup) -> tuple[float | Non
     return max(0.0, _status("VmHWM") - before), ""
 
 
+def added_peak(step: Callable[[], object], setup: Setup) -> tuple[float | None, str]:
+    """Return the MiB that a pass adds at its peak to what was held before it, warmed up; or why there is none.
+
+    On CUDA what tensors hold counts, on the CPU the resident set.
+    """
+    if not setup.device.startswith("cuda"):
+        return resident_peak(step, setup)
+
+    def settled() -> None:
+        step()
+        synchronize(setup.device)
+
+    peak = _cuda_peak(settled, setup.device)
+    return (peak.allocated - peak.before) / MIB, ""
+
+
+def free_bytes(device: str) -> int:
+    """Return how much memory a device can give away now."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def _give_back() -> None:
     """Return freed memory to the system, since the C library's reuse of it would hide a peak."""
     gc.collect()

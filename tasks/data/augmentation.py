@@ -44,7 +44,7 @@ def train_transform(augmentation: Augmentation, preprocessing: Preprocessing) ->
         return partial(_still, crop(preprocessing), preprocessing, flip)
     from timm.data import create_transform
 
-    made: Callable[[Any], Tensor] = create_transform(
+    made = create_transform(
         input_size=(3, *(preprocessing.image_size or ())),
         is_training=True,
         scale=(augmentation.least_area, 1.0),
@@ -56,7 +56,19 @@ def train_transform(augmentation: Augmentation, preprocessing: Preprocessing) ->
         re_prob=augmentation.erasing,
         re_mode="pixel",
     )
-    return made
+    for part in made.transforms:
+        for operation in getattr(part, "ops", ()):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterized
+    transform: Callable[[Any], Tensor] = made
+    return transform
+
+
+def _posterized(image: Any, bits: int, **_: Any) -> Any:
+    """An image with so many bits a channel. Timm asks for none at the greatest strength, which Pillow 13 refuses."""
+    from PIL import ImageOps
+
+    return image.point(lambda _: 0) if bits == 0 else ImageOps.posterize(image, bits)
 
 
 def _still(cut: Callable[[Any], Tensor], preprocessing: Preprocessing, flip: float, image: Any) -> Tensor:

@@ -6,7 +6,7 @@ import gc
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ def data_loader(
     collate: Callable[[list[Any]], Any],
     setup: Setup,
     workers: int,
-    positions: Sequence[int] | None = None,
+    positions: Iterable[int] | None = None,
 ) -> DataLoader[Any]:
     """Return torch's loader of items by position: all of them in order, or those of `positions`."""
     from torch.utils.data import DataLoader

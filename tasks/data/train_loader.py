@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness import distributed
 from harness.errors import DataError, reason
 from harness.images import decode
 from harness.record import Setup
@@ -137,11 +138,11 @@ class TrainingBatches:
 
 @dataclass(frozen=True)
 class SampledSteps:
-    """An iterable of the lists of samples of some steps, with a length.
+    """An iterable of the lists of samples of some steps, with a length; of several ranks each has its share.
 
     Args:
         items: the endless sequence of samples, by position; one that cannot be had is its error.
-        batch: samples a step.
+        batch: samples a step, of all ranks together.
         workers: processes that make samples; these are the same for any number.
     """
 
@@ -155,8 +156,8 @@ class SampledSteps:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        positions = range(self.steps.start * self.batch, self.steps.stop * self.batch)
-        loaded = start(data_loader(self.items, self.batch, list, self.setup, self.workers, positions))
+        share = distributed.share(self.batch)
+        loaded = start(data_loader(self.items, share, list, self.setup, self.workers, self._positions(share)))
         try:
             for samples in loaded:
                 if failure := next((sample for sample in samples if isinstance(sample, DataError)), None):
@@ -164,6 +165,12 @@ class SampledSteps:
                 yield samples
         finally:
             del loaded  # An error's traceback would keep the worker processes.
+
+    def _positions(self, share: int) -> Iterator[int]:
+        """The positions of this rank's samples: its share of each step's batch."""
+        for step in self.steps:
+            first = step * self.batch + distributed.rank() * share
+            yield from range(first, first + share)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -96,19 +95,12 @@ class Accuracy:
         return sum(row[1] in row[2 : 2 + k] for row in self.rows)
 
     def _mean_per_class(self) -> Measurement:
-        """Percentage of a class's images that are right, averaged over the classes that have any.
-
-        The interval is normal, from the variance of each class's share with half an image added to either side, so that
-        a class that is all right does not count as certain.
-        """
+        """Percentage of a class's images that are right, averaged over the classes that have any."""
         images = Counter(row[1] for row in self.rows)
         right = Counter(row[1] for row in self.rows if row[1] == row[2])
         value = sum(right[target] / count for target, count in images.items()) / len(images)
-        shares = [(count, (right[target] + 0.5) / (count + 1)) for target, count in images.items()]
-        reach = 1.959964 * math.sqrt(sum(share * (1 - share) / count for count, share in shares)) / len(images)
-        return Measurement(
-            MEAN_PER_CLASS, 100 * value, interval=(100 * max(0, value - reach), 100 * min(1, value + reach))
-        )
+        low, high = class_mean_interval([(right[target], count) for target, count in images.items()])
+        return Measurement(MEAN_PER_CLASS, 100 * value, interval=(100 * low, 100 * high))
 
     def _order(self) -> dict[str, Any]:
         """What to say where the predictions are right but for the order of the classes; nothing otherwise."""
@@ -116,6 +108,24 @@ class Accuracy:
         if shuffle is None:
             return {}
         return {"class_order": shuffle.remark, "class_mapping": shuffle.pairs, "unranked": [shuffle.remark]}
+
+
+def class_mean_interval(classes: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of classes' shares, within 0..1.
+
+    It is Wilson's, for as many images as would give a plain share the variance that the mean of the classes has: the
+    number of images of each class is taken as fixed. Half an image is spread over all classes on either side, so that
+    no set is certain.
+
+    Args:
+        classes: right images and images of each class.
+    """
+    number, total = len(classes), sum(count for _, count in classes)
+    mean = sum(right / count for right, count in classes) / number
+    shares = [((right + 0.5 / number) / (count + 1 / number), count) for right, count in classes]
+    variance = sum(share * (1 - share) / max(1, count - 1) for share, count in shares) / number**2
+    images = mean * (1 - mean) / variance if 0 < mean < 1 else total
+    return proportion_interval(mean * images, images)
 
 
 def _share(metric: Metric, right: int, images: int) -> Measurement:

@@ -26,13 +26,14 @@ class Segmentation:
     def update(self, name: str, prediction: Labels, annotation: Labels) -> None:
         """Count the pixels of one image, (H, W) both, and those of its boundaries."""
         counted = self._pixels.areas(self._pixels.update(prediction, annotation))
-        for label in np.flatnonzero(counted[1] + counted[2]).tolist():
-            self.rows.append((name, label + 1, *(int(areas[label]) for areas in counted)))
         # Inside its boundary a label is kept, outside it is none; pixels that do not count are in no boundary.
         counts = (annotation > 0) & (annotation <= self.classes)
         drawn, found = (np.where(counts, labels, 0).astype(np.uint8) for labels in (annotation, prediction))
         drawn, found = (np.where(boundary(labels), labels, 0).astype(np.uint8) for labels in (drawn, found))
-        self._edges.update(found, np.where(counts & (drawn == 0), self.classes + 1, drawn).astype(np.uint8))
+        near = np.where(counts & (drawn == 0), self.classes + 1, drawn).astype(np.uint8)
+        counted += self._edges.areas(self._edges.update(found, near))
+        for label in np.flatnonzero(counted[1] + counted[2]).tolist():
+            self.rows.append((name, label + 1, *(int(areas[label]) for areas in counted)))
 
     def values(self) -> dict[str, float]:
         """Return the scores by name, in 0..1; NaN where no pixel was annotated."""

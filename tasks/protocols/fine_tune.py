@@ -98,6 +98,11 @@ class FineTune:
         )
         self.details: dict[str, Any] = {"protocol": "fine-tuning of the whole model", "preset": preset}
 
+    @property
+    def training_batch(self) -> int:
+        """Images a step."""
+        return self.recipe.batch
+
     def adapt(self, model: nn.Module, task: Classification, setup: Setup) -> Callable[[Tensor], Tensor]:
         """Train the model, and return its logits."""
         source = Shuffled(task.split("train"), setup.seed)

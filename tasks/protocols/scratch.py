@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness import distributed
 from harness.device import evaluating, to_device
 from harness.errors import ModelError, SetupError
 from harness.metric import Evaluation, Measurement
@@ -104,6 +106,11 @@ class Scratch:
         }
 
     @property
+    def training_batch(self) -> int:
+        """Images a step."""
+        return self.recipe.batch
+
+    @property
     def preprocessing(self) -> Mapping[str, Any]:
         """The same pixels for every model, whatever it declares."""
         return MappingProxyType(
@@ -179,7 +186,7 @@ def tuned(
         except ModelError as error:
             failures[rate] = error
             continue
-        tried[rate] = _accuracy(trained.module, task, setup, held_out.tolist())
+        tried[rate] = distributed.by_first(partial(_accuracy, trained.module, task, setup, held_out.tolist()))
     if not tried:
         raise failures[recipe.lr]
     best = max(tried, key=lambda rate: (tried[rate][0], -tried[rate][1]))
