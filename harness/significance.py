@@ -156,9 +156,10 @@ def seed_differences(values: Sequence[Sequence[float]], first: int) -> list[Pair
     error, degrees = _block_error(table)
     points = table.mean(axis=1) - table[first].mean()
     reach, p = t_quantile(0.95, degrees) * error, _p_of_points(points, error, degrees)
-    test = f"paired t over {table.shape[1]} seeds"
+    words = f"{table.shape[1]} seeds"
+    test = f"paired t over {words}"
     return [
-        PairedDifference(float(each), float(each - reach), float(each + reach), float(chance), test)
+        PairedDifference(float(each), float(each - reach), float(each + reach), float(chance), test, words)
         for each, chance in zip(points, p, strict=True)
     ]
 

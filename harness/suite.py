@@ -51,24 +51,26 @@ class Suite:
         """Return model, task and image size of all that is measured, in order.
 
         Args:
-            only: names of tasks, such as `cost`; none for all.
+            only: tasks, such as `cost` or `cost:latency`; none for all.
 
         Raises:
             SetupError: no run has such a task.
         """
         every = [(run, task) for run in self.runs for task in run.tasks]
-        names = list(dict.fromkeys(_name(task) for _, task in every))
+        names = list(dict.fromkeys(name for _, task in every for name in sorted(_names(task))))
         if unknown := [name for name in only if name not in names]:
             raise SetupError(f"--only is {unknown[0]!r}; the suite has: {', '.join(names)}.")
         return [
             (model, canonical(task), run.image_size)
-            for run, task in every if not only or _name(task) in only
+            for run, task in every if not only or _names(task) & set(only)
             for model in (run.carrier, *(f"{run.carrier}+{attention}" for attention in self.attentions))
         ]  # fmt: skip
 
 
-def _name(task: str) -> str:
-    return task.partition(":")[0]
+def _names(task: str) -> set[str]:
+    """What `only` may call a task: with its variant or without, its options left out."""
+    whole = task.partition(",")[0]
+    return {whole, whole.partition(":")[0]}
 
 
 def read_suite(path: Path) -> Suite:
@@ -122,7 +124,7 @@ def run_suite(
 
     Args:
         root: of the data sets.
-        only: names of tasks; none for all.
+        only: tasks, as `Suite.pairs` takes them; none for all.
         rerun: measure again what has a record.
 
     Raises:

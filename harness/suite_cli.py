@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 
 File = Annotated[Path, typer.Argument(help="What is measured, such as suites/attention.toml.")]
-Only = Annotated[list[str] | None, typer.Option(help="Only these tasks of it, such as cost. Several may follow.")]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Only these tasks of it, such as cost or cost:latency. Several may follow.")
+]
 Pages = Annotated[bool, typer.Option("--pages", help="Measure nothing; write the pages of what there is.")]
 Root = Annotated[Path | None, typer.Option(help="Where its data sets go; by default data/ and the suite's name.")]
 Folder = Annotated[Path | None, typer.Option(help="Of records and pages; by default results/ and the suite's name.")]

@@ -101,8 +101,11 @@ def test_a_file_that_is_no_suite(file: Path, old: str, new: str, message: str) -
 
 
 def test_names_are_checked_before_anything_runs(file: Path) -> None:
-    with pytest.raises(SetupError, match=r"--only is 'costs'; the suite has: clevr_count, cost"):
+    with pytest.raises(
+        SetupError, match=r"--only is 'costs'; the suite has: clevr_count, clevr_count:scratch, cost, cost:macs"
+    ):
         read_suite(file).pairs(["costs"])
+    assert [task for _, task, _ in read_suite(file).pairs(["cost:macs"])] == ["cost:macs"] * 2
     make_data(read_suite(file), file.parent / "d")
     file.write_text(SUITE.replace("pooling", "poolin"))
     with pytest.raises(BenchError, match="poolin"):

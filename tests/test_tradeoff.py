@@ -16,6 +16,7 @@ from fake_records import GMACS, PARAMETERS, SETUP, TOP1, accuracy, cost
 from test_gate import outcomes
 
 from harness.compare import compare
+from harness.gate import Policy, Verdict, judge
 from harness.leaderboard import make_boards
 from harness.metric import Measurement, Metric
 from harness.plot import draw_tradeoff
@@ -109,6 +110,18 @@ def test_ranks_and_comparisons_pair_seeds_and_not_the_images_of_one(tmp_path: Pa
     one = next(each for each in compare(store, "v", "v+a")[0] if each.metric == TOP1)
     expected = scipy.stats.ttest_rel([50.0, 72.0, 64.0], [70.0, 60.0, 65.0])
     assert (one.p, one.change, one.test) == (pytest.approx(expected.pvalue), pytest.approx(-3), "paired t over 3 seeds")
+
+
+def test_the_gate_judges_means_over_seeds_by_these(tmp_path: Path) -> None:
+    before, after = Store(tmp_path / "before"), Store(tmp_path / "after")
+    before.save(trained("v", [70.0, 60.0, 65.0]), outcomes(700))
+    after.save(trained("v", [70.0, 40.0, 20.0]), outcomes(700))
+    (found,) = judge(before.load(), after.load(), Policy(), (before, after))
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "3 seeds" in found.reason
+    after.save(trained("v", [30.0, 20.1, 25.0]), outcomes(300))
+    (found,) = judge(before.load(), after.load(), Policy(), (before, after))
+    assert found.verdict is Verdict.WORSE
 
 
 def test_many_seeds_that_agree_tell_models_apart(tmp_path: Path) -> None:
