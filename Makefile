@@ -26,7 +26,7 @@ DENSE_TASKS ?= ade20k:linear,preset=mini coco:fcos,preset=mini
 # docs/attention-board.md for how long it takes.
 ATTENTION_RESULTS ?= results/attention
 
-.PHONY: bench attention-board test test-slow test-gpu test-browser lint format setup clean
+.PHONY: bench attention-board test test-slow test-gpu test-browser test-mmseg lint format setup clean
 
 bench: $(INSTALLED)
 ifndef BENCH_DATA
@@ -54,6 +54,11 @@ test-gpu: $(INSTALLED)
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest -m browser
+
+# Compiles mmcv the first time: about 12 minutes on two cores.
+test-mmseg: $(INSTALLED)
+	PIP_CONSTRAINT=constraints.txt docs/mmseg/build_mmcv.sh $(BIN)/python
+	$(BIN)/python -m pytest -m mmseg
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness import distributed
+from harness.album import announce, clear
 from harness.cache import LIMIT_GIB, LIMIT_VARIABLE, cache_folder
 from harness.device import PRECISIONS, check_device, default_device
 from harness.environment import cores
@@ -89,6 +90,7 @@ def run(
     data: str | Path | None = None,
     results: str | Path = "results",
     rerun: bool = False,
+    save_panels: int | None = None,
     workers: int | None = None,
     threads: int | None = None,
     cache: str | Path | None = None,
@@ -105,6 +107,7 @@ def run(
         weights: `random`, `pretrained`, `own`, or a file.
         data: root of the data sets; `BENCH_DATA` or `data` by default.
         rerun: measure again what exists.
+        save_panels: keep pictures of image, truth and prediction of so many images.
         workers: processes that load data; by default one a core, at most 8; of several ranks each has its part.
         cache: folder of features and decoded images; `BENCH_CACHE` or the user's cache folder by default.
         cache_limit: of that folder, in GiB; `BENCH_CACHE_LIMIT` or 20 by default, 0 for no cache.
@@ -114,22 +117,29 @@ def run(
     Raises:
         BenchError: a request that cannot run; nothing has been measured then.
     """
+    store = Store(results)
     if predictions is not None or annotations is not None or not model:
-        distributed.check("Predictions", None, "cpu")
         _check_predictions(model, predictions, annotations, weights, options)
-        return _measure_predictions(str(predictions), task, model, annotations, data, Store(Path(results)), rerun)
+        return _measure_predictions(str(predictions), task, model, annotations, data, store, rerun, save_panels)
     setup, file = build_setup(weights, allow_partial, **options)
-    if callable(model):
-        model, executor = callable_id(model), "inline"
-    models, tasks = ([value] if isinstance(value, str) else list(value) for value in (model, task))
+    model, executor = (callable_id(model), "inline") if callable(model) else (model, executor)
     here: dict[str, Any] = {
-        "data": Path(data) if data else None, "weights_file": file, "threads": threads,
-        "workers": min(8, cores() // distributed.count()) if workers is None else workers,
-        **chosen_cache(cache, cache_limit),
+        "data": Path(data) if data else None, "weights_file": file, "threads": threads, "panels": save_panels or 0,
+        "workers": _share(workers), **chosen_cache(cache, cache_limit),
     }  # fmt: skip
-    pairs = itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks)))
-    jobs = [Job(model=m, task=t, setup=setup, **here) for m, t in pairs]
-    return run_jobs(jobs, Store(Path(results)), ranks if distributed.active() else EXECUTORS[executor], rerun)
+    jobs = [Job(model=m, task=t, setup=setup, **here) for m, t in _pairs(model, task)]
+    return run_jobs(jobs, store, ranks if distributed.active() else EXECUTORS[executor], rerun)
+
+
+def _share(workers: int | None) -> int:
+    """How many processes load data: as asked, else one a core, of which each rank has its part."""
+    return min(8, cores() // distributed.count()) if workers is None else workers
+
+
+def _pairs(model: str | Sequence[str], task: str | Sequence[str]) -> list[tuple[str, str]]:
+    """Every model with every task, each once."""
+    models, tasks = ([value] if isinstance(value, str) else list(value) for value in (model, task))
+    return list(itertools.product(dict.fromkeys(models), dict.fromkeys(map(canonical, tasks))))
 
 
 def _measure_predictions(
@@ -140,16 +150,19 @@ def _measure_predictions(
     data: str | Path | None,
     store: Store,
     rerun: bool,
+    panels: int | None,
 ) -> Records:
     """Measure predictions, and say what came of them."""
     tasks = [task] if isinstance(task, str) else list(task)
     model = name if name is None or isinstance(name, str) else name[0]
     truth, root = (Path(path) if path else None for path in (annotations, data))
     measured, skipped = measure_predictions(
-        Path(file), tasks, store, model=model, annotations=truth, data=root, rerun=rerun
+        Path(file), tasks, store, model=model, annotations=truth, data=root, rerun=rerun, panels=panels or 0
     )
     for record in measured:
         say(summary(record))
+        if panels:
+            announce(record, store.panels / record.name)
     return Records(tuple(measured), skipped)
 
 
@@ -157,6 +170,7 @@ def _check_predictions(
     model: object, predictions: object, annotations: object, weights: object, options: Mapping[str, Any]
 ) -> None:
     """Refuse what only a model that runs can use."""
+    distributed.check("Predictions", None, "cpu")
     if predictions is None and annotations is None:
         raise SetupError("There is nothing to evaluate: give --model, or --predictions.")
     if predictions is None:
@@ -233,6 +247,9 @@ def run_jobs(jobs: Sequence[Job], store: Store, executor: Executor, rerun: bool 
     skipped = len(jobs) - len(pending)
     if skipped:
         say(f"{skipped} of {len(jobs)} were measured before and are skipped; --rerun measures them again.")
+    bare = [record for record in found if record and "panels" not in record.details]
+    if bare and any(request.job.panels for request in requests):
+        say(f"{len(bare)} of these have no panels; --rerun draws them, where there are images.")
     return Records(tuple(records), skipped)
 
 
@@ -262,7 +279,10 @@ def _measure(request: Request, pending: Sequence[Request], store: Store, executo
     count = f"[{pending.index(request) + 1}/{len(pending)}]"
     say(f"{count} {public_id(request.job.model)} on {request.job.task} ...")
     journal = store.unfinished / f"{request.name}.jsonl"
-    request_here = replace(request, journal=journal)
+    panels = store.panels / request.name
+    if not journal.is_file() and distributed.first():
+        clear(panels)  # Pictures of an earlier run are none of this one.
+    request_here = replace(request, journal=journal, panels=panels)
     record, outcomes = executor.execute(request_here)
     if not distributed.first():
         return record
@@ -273,6 +293,8 @@ def _measure(request: Request, pending: Sequence[Request], store: Store, executo
         checkpoint.remove()
     Journal.remove(journal)
     say(f"{count} {summary(record)}")
+    if request.job.panels:
+        announce(record, panels)
     return record
 
 

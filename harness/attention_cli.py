@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from harness.runner import Job
     from harness.store import Store
 
-RESULTS = Path("results")
+RESULTS = "results"
 EXIT_FAILED = 1
 NONE = "none"
 ON_GPU = "49,196,784,3136,4096,16384"
@@ -70,11 +69,12 @@ def attention(
     device = device or default_device()
     tokens = tokens or (ON_GPU if device.startswith("cuda") else "")
     chosen = {"tokens": tokens.replace(",", "-"), "seconds": seconds, "longest": longest, "memory": memory}
+    named = chosen_mixers(all, mixers)
     models = [
         (f"{place}+{mixer}", task_id(scope, chosen))
         for scope, places in (("alone", alone), ("carrier", carrier))
         for place in _names(places)
-        for mixer in chosen_mixers(all, mixers)
+        for mixer in named
     ]
     if not models:
         raise SetupError("Both --alone and --carrier are none: there is nothing to measure.")
@@ -82,7 +82,7 @@ def attention(
     store = Store(results)
     jobs = [job for size in _batches(batch) for job in jobs_of(models, threads, batch_size=size, **common)]
     records = run_jobs(jobs, store, EXECUTORS[executor], rerun)
-    say(f"Written: {', '.join(map(str, write(store)))}")
+    say(f"Written: {', '.join(write(store))}")
     if records.failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -118,19 +118,17 @@ def task_id(scope: str, chosen: dict[str, Any]) -> str:
     return canonical(",".join(["attention", f"scope={scope}", *(f"{name}={value}" for name, value in given.items())]))
 
 
-def write(store: Store) -> list[Path]:
+def write(store: Store) -> list[str]:
     """Write the tables and figures of all records of token counts in a store, and return where."""
     from harness.growth_report import POINTS_HEAD, figures, grouped, points_rows, summary
-    from harness.store import write_atomically
 
-    groups, folder = grouped(store.load()), store.root / "attention"
+    groups = grouped(store.load())
     rows = [row for group in groups for row in points_rows(group)]
     files = {"README.md": summary(groups).encode(), "points.csv": csv_bytes(POINTS_HEAD, rows)}
     for group in groups:
         files |= figures(group)
-    for file, content in files.items():
-        write_atomically(folder / file, content)
-    return [folder / file for file in files]
+    store.location.write({f"attention/{file}": content for file, content in files.items()})
+    return [f"{store}/attention/{file}" for file in files]
 
 
 def _names(text: str) -> Sequence[str]:

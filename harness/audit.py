@@ -18,6 +18,8 @@ from harness.store import Store
 from harness.tables import to_csv
 from harness.weights import file_sha256
 
+BOARD = "leaderboard.csv"
+
 
 @dataclass(frozen=True)
 class Doubt:
@@ -34,40 +36,41 @@ def verify(store: Store) -> list[Doubt]:
     """Return what was edited, renamed or lost since it was written, and every board value that no record supports."""
     found: list[Doubt] = []
     records: list[Record] = []
-    for path in sorted(store.records.glob("*.json")):
+    for name in store.names():
         try:
-            record = store.read(path)
+            record = store.read(name)
         except RecordError as error:
-            found.append(Doubt(path.name, str(error)))
+            found.append(Doubt(name, str(error)))
             continue
         records.append(record)
-        found += _check_record(store, record, path)
-    return [*found, *_check_board(store.root / "leaderboard.csv", records)]
+        found += _check_record(store, record, name)
+    return [*found, *_check_board(store, records)]
 
 
-def _check_record(store: Store, record: Record, path: Path) -> Iterator[Doubt]:
+def _check_record(store: Store, record: Record, name: str) -> Iterator[Doubt]:
     """Check a record's hash, its name, and the outcomes beside it."""
     if not record.content_sha256:
-        yield Doubt(path.name, "has no content hash: written before there were any, or by hand. Run it again.")
+        yield Doubt(name, "has no content hash: written before there were any, or by hand. Run it again.")
     elif record.content_sha256 != content_sha256(record):
-        yield Doubt(path.name, "was edited after it was written. Restore it, or run it again with --rerun.")
-    if path.stem != record.name:
-        yield Doubt(path.name, f"is the record of {record.name}. Give it that name.")
+        yield Doubt(name, "was edited after it was written. Restore it, or run it again with --rerun.")
+    if name != f"{record.name}.json":
+        yield Doubt(name, f"is the record of {record.name}. Give it that name.")
     if record.outcomes_sha256:
         try:
             store.read_outcomes(record)
         except (RecordError, OSError, EOFError, ValueError) as error:
-            yield Doubt(path.name, str(error))
+            yield Doubt(name, str(error))
 
 
-def _check_board(path: Path, records: list[Record]) -> Iterator[Doubt]:
+def _check_board(store: Store, records: list[Record]) -> Iterator[Doubt]:
     """Compare every line of the CSV that was written with what the records give."""
-    if not path.is_file():
+    content = store.location.read(BOARD)
+    if content is None:
         return
     boards, _ = make_boards(records)
     supported = {(row["task"], row["record"]): row for row in _rows(to_csv(boards))}
-    for number, row in enumerate(_rows(path.read_text(encoding="utf-8")), 2):
-        place = f"{path.name}:{number}"
+    for number, row in enumerate(_rows(content.decode(errors="replace")), 2):
+        place = f"{BOARD}:{number}"
         expected = supported.get((row.get("task", ""), row.get("record", "")))
         if expected is None:
             yield Doubt(place, f"no record supports {row.get('model')!r} on {row.get('task')!r}. Run `board` again.")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness import options
 from harness.errors import RecordError
 
+if TYPE_CHECKING:
+    from harness.record import Record
+    from harness.store import Store
+
 EXIT_DOUBT, EXIT_DIFFERS = 1, 1
 
 
-def verify(results: options.Results = Path("results")) -> None:
+def verify(results: options.Results = "results") -> None:
     """Name records and outcomes that were edited or lost, and board values that no record supports.
 
     Exit code 1 where there are any.
@@ -25,18 +29,18 @@ def verify(results: options.Results = Path("results")) -> None:
     doubts = find(store)
     for doubt in doubts:
         print(doubt)
-    count = len(list(store.records.glob("*.json")))
+    count = len(store.names())
     print(f"{count:,} records, {len(doubts):,} doubts." if doubts else f"{count:,} records are as they were written.")
     if doubts or not count:
         raise typer.Exit(EXIT_DOUBT)
 
 
 def rerun(
-    record: Annotated[Path, typer.Argument(help="The record's JSON file.")],
+    record: Annotated[str, typer.Argument(help="The record's JSON file, or its address.")],
     model: Annotated[str, typer.Option(help="Where the user's file is that it names, as PATH.py:NAME.")] = "",
     weights: Annotated[Path | None, typer.Option(help="Where its weights file is.")] = None,
     data: options.Data = None,
-    results: Annotated[Path, typer.Option(help="Where the new record goes.")] = Path("results/rerun"),
+    results: Annotated[str, typer.Option(help="Where the new record goes.")] = "results/rerun",
 ) -> None:
     """Run a record's request again, and say what differs: numbers, with a verdict each, and everything else.
 
@@ -46,10 +50,7 @@ def rerun(
     from harness.gate import Verdict
     from harness.store import Store
 
-    if not record.is_file():
-        raise RecordError(f"There is no record {str(record)!r}. Give a file of results/records.")
-    source = Store(record.resolve().parent.parent)
-    before = source.read(record)
+    source, before = _opened(record)
     job = job_of(before, model, weights, Path(data) if data else None)
     _, findings, changes = repeat(job, before, source, Store(results))
     for finding in findings:
@@ -57,3 +58,16 @@ def rerun(
     print("Beside the numbers nothing differs." if not changes else "Also different:\n  " + "\n  ".join(changes))
     if any(finding.verdict in (Verdict.WORSE, Verdict.BETTER, Verdict.NOT_MEASURED) for finding in findings):
         raise typer.Exit(EXIT_DIFFERS)
+
+
+def _opened(record: str) -> tuple[Store, Record]:
+    """Return the store that a record's file lies in, and the record."""
+    from harness.location import locate
+    from harness.record import from_json
+    from harness.store import Store
+
+    folder, _, name = (record if "://" in record else Path(record).resolve().as_posix()).rpartition("/")
+    content = locate(folder).read(name)
+    if content is None:
+        raise RecordError(f"There is no record {record!r}. Give a file of results/records.")
+    return Store(folder.rpartition("/")[0]), from_json(content, name)

@@ -1,4 +1,4 @@
-"""Records to compare with: of a folder, or of the results that a git revision holds."""
+"""Records to compare with: of a folder or an address, or of the results that a git revision holds."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from harness.errors import RecordError
+from harness.location import Folder
 from harness.store import Store
 
 
 @contextmanager
-def opened(baseline: str, results: Path) -> Iterator[Store]:
+def opened(baseline: str, candidate: Store) -> Iterator[Store]:
     """Yield the store of a baseline.
 
     Args:
-        baseline: a results folder, else a git revision, whose `results` folder is meant.
-        results: the candidate's folder, which lies in the repository that a revision is of.
+        baseline: a results folder or an address, else a git revision, whose `results` folder is meant.
+        candidate: in a folder of the repository that a revision is of.
 
     Raises:
         RecordError: it is neither, or holds no records.
     """
-    if Path(baseline).is_dir():
-        yield Store(Path(baseline))
+    if "://" in baseline or Path(baseline).is_dir():
+        yield Store(baseline)
         return
+    if not isinstance(candidate.location, Folder):
+        raise RecordError(
+            f"The baseline {baseline!r} is no folder, and no git revision holds the results of {str(candidate)!r}. "
+            "Give a results folder or an address."
+        )
     with TemporaryDirectory() as folder:
-        _unpack(baseline, results, Path(folder))
+        _unpack(baseline, candidate.root, Path(folder))
         yield Store(Path(folder))
 
 

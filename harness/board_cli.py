@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +13,7 @@ from harness.errors import BenchError
 
 if TYPE_CHECKING:
     from harness.leaderboard import Board, LeftOut
+    from harness.store import Store
 
 EXIT_STALE = 1
 
@@ -24,21 +24,29 @@ Budget = Annotated[
 
 
 def board(
-    results: options.Results = Path("results"),
+    results: options.Results = "results",
     check: Check = False,
     budget: Budget = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Rank the records, and write README.md, leaderboard.csv, .tex and .html beside them."""
+    from harness.store import Store, uncollected
+
+    store = Store(results)
+    if not store.location.exists():
+        raise BenchError(f"There are no results in {str(store)!r}. Run something first: run_bench.py run --help")
+    with uncollected():
+        _board(store, check, budget, quiet)
+
+
+def _board(store: Store, check: bool, budget: str | None, quiet: bool) -> None:
+    """Make what was asked for of the records in a store."""
     from harness.budget import parse, within
     from harness.leaderboard import make_boards
     from harness.ranking import with_ranks
-    from harness.store import Store, write_atomically
     from harness.tables import to_markdown
 
-    if not results.is_dir():
-        raise BenchError(f"There is no results folder {str(results)!r}. Run something first: run_bench.py run --help")
-    store, limits = Store(results), parse(budget) if budget else None
+    limits = parse(budget) if budget else None
     boards, left_out = make_boards(store.load())
     boards = [with_ranks(found, store) for found in boards]
     if limits:
@@ -46,16 +54,15 @@ def board(
         return
     pages = render(boards, left_out)
     if check:
-        stale = [name for name, content in pages.items() if _content(results / name) != content]
+        stale = [name for name, content in pages.items() if store.location.read(name) != content]
         if stale:
             print(f"Stale: {', '.join(stale)}. Run `run_bench.py board` and commit.", file=sys.stderr)
             raise typer.Exit(EXIT_STALE)
         return
-    for name, content in pages.items():
-        write_atomically(results / name, content)
+    store.location.write(pages)
     if not quiet:
         print(pages["README.md"].decode())
-        print(f"Written to {results}: {', '.join(pages)}.", file=sys.stderr)
+        print(f"Written to {store}: {', '.join(pages)}.", file=sys.stderr)
 
 
 def render(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, bytes]:
@@ -70,7 +77,3 @@ def render(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, by
         "leaderboard.html": to_html(boards, left_out),
     }
     return {name: content.encode() for name, content in pages.items()}
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None

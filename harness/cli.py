@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -24,6 +24,7 @@ from harness import (
     cost_cli,
     distributed,
     options,
+    show_cli,
     submit_cli,
     suite_cli,
     sweep_cli,
@@ -31,7 +32,10 @@ from harness import (
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
 from harness.errors import BenchError, SetupError
 
-RESULTS = Path("results")
+if TYPE_CHECKING:
+    from harness.api import Records
+
+RESULTS = "results"
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -53,6 +57,7 @@ app.command("suite", cls=ListCommand)(suite_cli.suite)
 app.command("board")(board_cli.board)
 app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)
+app.command("show")(show_cli.show)
 app.command("check")(compare_cli.check)
 app.command("compare")(compare_cli.compare)
 app.command("import-published")(submit_cli.import_published)
@@ -90,6 +95,7 @@ def run(
     cache: options.CacheFolder = None,
     cache_limit: options.CacheLimit = None,
     executor: options.Executor = "process",
+    save_panels: options.SavePanels = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -101,11 +107,16 @@ def run(
     chosen["image_size"] = parse_size(image_size)
 
     from harness import api
-    from harness.record import to_json
 
     records = api.run(**chosen)
-    if not distributed.first():
-        return
+    if distributed.first():
+        _end(records, out)
+
+
+def _end(records: Records, out: Any) -> None:
+    """Print the records as JSON where that is asked, and exit with the code that fits."""
+    from harness.record import to_json
+
     if out is not None:
         out.write("[\n" + ",\n".join(to_json(record).decode().strip() for record in records) + "\n]\n")
         out.flush()
@@ -128,7 +139,7 @@ def race(
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Turns of each model; at least 15.", min=15)] = 40,
     results: Annotated[
-        Path | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
+        str | None, typer.Option(help="Also write a record a model here, for a board of this race; by default none.")
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -152,14 +163,26 @@ def race(
         )
     print(race_to_markdown(found))
     if results is not None:
+        store = Store(results)
         for record in found.records():
-            Store(results).save(record)
+            store.save(record)
 
 
 @app.command("list")
 def list_(
     kind: Annotated[
-        Literal["models", "attentions", "wrappers", "tasks", "protocols", "segmenters", "detectors", "heads", "costs"],
+        Literal[
+            "models",
+            "attentions",
+            "wrappers",
+            "tasks",
+            "protocols",
+            "segmenters",
+            "detectors",
+            "panoptic_segmenters",
+            "heads",
+            "costs",
+        ],
         typer.Argument(),
     ],
 ) -> None:

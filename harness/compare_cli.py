@@ -12,14 +12,14 @@ import typer
 from harness import options
 from harness.errors import SetupError
 
-BASELINE_HELP = "A results folder, or a git revision such as origin/main, whose results are meant."
+BASELINE_HELP = "A results folder or address, or a git revision such as origin/main, whose results are meant."
 JUNIT_HELP = "Write JUnit XML there."
 POLICY_HELP = "A TOML file that says what counts as a change; see docs/ci."
 
 
 def check(
     baseline: Annotated[str, typer.Option(help=BASELINE_HELP)],
-    results: options.Results = Path("results"),
+    results: options.Results = "results",
     policy: Annotated[Path | None, typer.Option(help=POLICY_HELP)] = None,
     junit: Annotated[Path | None, typer.Option(help=JUNIT_HELP)] = None,
 ) -> None:
@@ -32,12 +32,12 @@ def check(
     from harness import gate_report
     from harness.baseline import opened
     from harness.gate import exit_code, judge, read_policy
-    from harness.store import Store, write_atomically
+    from harness.store import Store, uncollected, write_atomically
 
-    if Path(baseline).is_dir() and Path(baseline).resolve() == results.resolve():
-        raise SetupError(f"The baseline {baseline!r} is the candidate itself: give another folder, or a git revision.")
     rules, after = read_policy(policy), Store(results)
-    with opened(baseline, results) as before:
+    with opened(baseline, after) as before, uncollected():
+        if before.location.key == after.location.key:
+            raise SetupError(f"The baseline {baseline!r} is the candidate itself: give another one, or a git revision.")
         findings = judge(before.load(), after.load(), rules, (before, after))
     page = gate_report.to_markdown(findings, rules)
     print(page)
@@ -54,7 +54,7 @@ def check(
 def compare(
     first: Annotated[str, typer.Argument(help="A model as the records name it.")],
     second: Annotated[str, typer.Argument(help="Another.")],
-    results: options.Results = Path("results"),
+    results: options.Results = "results",
 ) -> None:
     """Print every task that two models share: difference, interval, test, and the items on which they disagree most."""
     from harness.compare import compare as find

@@ -206,8 +206,10 @@ def total(value: Tensor) -> Tensor:
 
 def synchronize_norms(module: nn.Module, device: str) -> str:
     """Let batch normalisation count the images of all ranks, where torch can, and return what it does, in words."""
-    if not _meeting or device == "cpu":
-        return "each rank's images" if _meeting else "the batch"
+    if not _meeting:
+        return ""
+    if device == "cpu":
+        return "each rank's images"
     from timm.layers import convert_sync_batchnorm
 
     convert_sync_batchnorm(module)

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.errors import BenchError, ModelError, UnknownName, WeightsError, reason
+from harness.mmseg_config import PREFIX, config_file
 from harness.registry import MODELS
 
 PORTS = {"http": 80, "https": 443}
@@ -34,6 +35,8 @@ def find_factory(base: str) -> Callable[..., Any]:
     """
     if base.startswith("timm:"):
         return _timm_factory(base.removeprefix("timm:"))
+    if base.startswith(PREFIX):
+        return _mmseg_factory(base.removeprefix(PREFIX))
     if ":" in base:
         location, _, name = base.rpartition(":")
         return _find(_load_file(location) if location.endswith(".py") else _load_module(location), name, location)
@@ -43,9 +46,9 @@ def find_factory(base: str) -> Callable[..., Any]:
 
 
 def source_file(base: str) -> Path | None:
-    """Return the file of the user's that a base names; None for registered and timm models."""
+    """Return the file of the user's that a base names; None for registered, timm's and mmsegmentation's models."""
     location = base.rpartition(":")[0]
-    if not location or base.startswith("timm:"):
+    if not location or base.startswith(("timm:", PREFIX)):
         return None
     if location.endswith(".py"):
         return _existing(location)
@@ -161,6 +164,17 @@ def _load_file(location: str) -> Any:
             raise
         raise ModelError(f"{location!r} cannot be imported ({reason(error)}). Mend it.") from error
     return module
+
+
+def _mmseg_factory(name: str) -> Callable[..., Any]:
+    file = config_file(name)
+
+    def build() -> Any:
+        from harness.mmseg_segmentor import build_segmentor
+
+        return build_segmentor(file)
+
+    return build
 
 
 def _timm_factory(name: str) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -207,11 +207,13 @@ def _board(
     best_first = sorted(group, key=lambda record: _sort_value(record, headline))
     scores = [_sort_value(record, headline) for record in best_first]
     labels = [who(record) for record in best_first]
+    alike, equal = Counter(labels), Counter(scores)
+    ranks = {score: 1 + index for index, score in reversed(list(enumerate(scores)))}
     rows = [
         Row(
-            label=label if labels.count(label) == 1 else (f"{label[0]} [{record.key}]", *label[1:]),
-            rank=1 + scores.index(score),
-            tied=scores.count(score) > 1,
+            label=label if alike[label] == 1 else (f"{label[0]} [{record.key}]", *label[1:]),
+            rank=ranks[score],
+            tied=equal[score] > 1,
             record=record,
             values={**beside.get(identity(record), MachineFree()).values, **record.values()},
             intervals={m.metric.name: m.interval for m in record.measurements if m.interval is not None},

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from harness.errors import BenchError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Metric:
     """A quantity. It travels inside every record, so that no table has to guess its unit or direction.
 
@@ -28,7 +28,7 @@ class Metric:
     minor: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """One value of one metric; `samples` keeps the raw values that it was derived from.
 

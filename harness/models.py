@@ -4,6 +4,7 @@ A model id is one of
     vit_s16                      a registered model
     vit_s16+agent                a registered carrier with an attention or with wrappers, left to right
     timm:NAME                    any model of timm, with or without a weights tag
+    mmseg:path/to/config.py      the model of an mmsegmentation configuration
     package.module:callable      anything importable
     path/to/file.py:callable     a file of the user's
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ModelError, SetupError, UnknownName, WeightsError
 from harness.factory import call, find_factory, nearest, parameters_of, source_file
+from harness.mmseg_config import PREFIX, config_sha256
 from harness.registry import ATTENTIONS, MODELS, WRAPPERS
 
 if TYPE_CHECKING:
@@ -181,8 +183,11 @@ def check_model_id(model_id: str) -> None:
 
 
 def source_sha256(model_id: str) -> str:
-    """Return the SHA-256 of the user's file that an id names; empty for registered and timm models."""
-    source = source_file(_split(model_id)[0])
+    """Return the SHA-256 of the user's file or files that an id names; empty for registered and timm models."""
+    base = _split(model_id)[0]
+    if base.startswith(PREFIX):
+        return config_sha256(base.removeprefix(PREFIX))
+    source = source_file(base)
     return hashlib.sha256(source.read_bytes()).hexdigest() if source else ""
 
 
@@ -190,6 +195,8 @@ def public_id(model_id: str) -> str:
     """Return a model id as records and boards show it: a file without its folder."""
     base, parts = _split(model_id)
     location, _, name = base.rpartition(":")
+    if base.startswith(PREFIX):
+        base = PREFIX + Path(name).name
     return "+".join((f"{Path(location).name}:{name}" if location.endswith(".py") else base, *parts))
 
 
@@ -219,7 +226,7 @@ def _built(factory: Callable[..., Any], name: str, **options: Any) -> nn.Module:
 
 def _split(model_id: str) -> tuple[str, list[str]]:
     """Separate the base of an id from its parts; a '+' in the name of a folder separates nothing."""
-    folder, mark, rest = model_id.rpartition(".py:")
+    folder, mark, rest = model_id.rpartition("/" if model_id.startswith(PREFIX) else ".py:")
     base, *parts = rest.split("+")
     return folder + mark + base, parts
 

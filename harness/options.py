@@ -31,7 +31,7 @@ AllowPartial = Annotated[
     bool, typer.Option("--allow-partial", help="Load a checkpoint that misses or adds keys; the record says so.")
 ]
 Data = Annotated[str | None, typer.Option(help="Root of the data sets; by default $BENCH_DATA, or data.")]
-Results = Annotated[Path, typer.Option(help="Folder of records and boards.")]
+Results = Annotated[str, typer.Option(help="Folder of records and boards, or an address such as s3://bucket/results.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Measure again what has a record.")]
 BatchSize = Annotated[int, typer.Option(help="Images per forward pass; for cost the larger of the two batches.")]
 Precision = Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")]
@@ -61,6 +61,10 @@ CacheLimit = Annotated[
 ]
 Executor = Annotated[
     Literal["process", "inline"], typer.Option(help="Each pair in a process of its own, or all in this one.")
+]
+SavePanels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Draw image, truth and prediction of N images, spread evenly, into RESULTS/panels."),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print this call's records as a JSON list on standard output, nothing else.")

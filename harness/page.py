@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from harness.leaderboard import Board, LeftOut, Row
-from harness.metric import Metric
+from harness.metric import Measurement, Metric
 from harness.published import beside
 from harness.record import Record
 from harness.tables import best_shown
@@ -42,14 +42,14 @@ def to_html(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> str:
 
 def _json(found: Any) -> str:
     """JSON that can stand in a script element: nothing in it ends the element."""
-    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = msgspec.json.encode(found).decode()
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
 
 
 def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """Return what the script draws: boards, models with their records, environments, and what was left out."""
+    """Return what the script draws: boards, models with their records, what these share, and what was left out."""
     models, published = _Models(), defaultdict(list)
     for board in boards:
         for row in board.rows:
@@ -60,45 +60,67 @@ def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, A
     for item in left_out:
         models.add(item.record, item.reason)
     count = sum(len(board.rows) for board in boards)
+    identities = _Shared()
     return {
         "summary": f"{count:,} ranked results of {len(models.found):,} models on {len(boards):,} boards",
-        "boards": [_board(board, models.numbers) for board in boards],
+        "boards": [_board(board, models.numbers, identities) for board in boards],
         "models": [
             {"name": name, "records": found, "published": published[name]} for name, found in models.found.items()
         ],
-        "environments": models.environments,
+        **{kind: shared.values() for kind, shared in models.shared.items()},
         "leftOut": [[f"{one.record.model} on {one.record.task} ({one.record.key})", one.reason] for one in left_out],
     }
 
 
+class _Shared:
+    """Values that many records have alike; each is held once, and told by its number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+
+    def number(self, value: object) -> int:
+        """Return the number of a value."""
+        text = msgspec.json.encode(value, order="deterministic")
+        return self._numbers.setdefault(text, len(self._numbers))
+
+    def values(self) -> list[Any]:
+        """Return the values by their numbers."""
+        return [msgspec.json.decode(text) for text in self._numbers]
+
+
 class _Models:
-    """Records by model; equal environments are held once."""
+    """Records by model."""
 
     def __init__(self) -> None:
         self.found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.numbers: dict[str, int] = {}
-        self.environments: list[dict[str, Any]] = []
-        self._known: dict[str, int] = {}
+        self.shared = {kind: _Shared() for kind in ("environments", "setups", "data", "quantities")}
+        self._quantities: dict[Metric, int] = {}
 
     def add(self, record: Record, refused: str) -> None:
         """Take in a record, with the reason for which it does not rank."""
         self.numbers.setdefault(record.model, len(self.numbers))
-        about = asdict(record.environment)
-        place = self._known.setdefault(json.dumps(about, sort_keys=True), len(self.environments))
-        if place == len(self.environments):
-            self.environments.append(about)
+        shared = self.shared
         self.found[record.model].append({
             "task": record.task, "key": record.key, "provenance": record.provenance, "command": record.command,
-            "refused": refused, "environment": place,
-            "measurements": [[m.metric.name, m.metric.unit, m.value, m.reason] for m in record.measurements],
+            "refused": refused, "environment": shared["environments"].number(record.environment),
+            "setup": shared["setups"].number(record.setup), "data": shared["data"].number(record.data),
+            "measurements": [self._measurement(one) for one in record.measurements],
             "about": {
-                "started_at": record.started_at, "seconds": record.seconds, "data": record.data and asdict(record.data),
-                "setup": asdict(record.setup), "source_sha256": record.source_sha256,
+                "started_at": record.started_at, "seconds": record.seconds, "source_sha256": record.source_sha256,
             },
         })  # fmt: skip
 
+    def _measurement(self, one: Measurement) -> list[Any]:
+        """The number of its quantity, the value, and where there is none the reason."""
+        number = self._quantities.get(one.metric)
+        if number is None:
+            number = self.shared["quantities"].number([one.metric.name, one.metric.unit])
+            self._quantities[one.metric] = number
+        return [number, one.value] if one.value is not None else [number, None, one.reason]
 
-def _board(board: Board, numbers: Mapping[str, int]) -> dict[str, Any]:
+
+def _board(board: Board, numbers: Mapping[str, int], identities: _Shared) -> dict[str, Any]:
     shared = dict(board.conditions)
     return {
         "task": board.task,
@@ -108,7 +130,7 @@ def _board(board: Board, numbers: Mapping[str, int]) -> dict[str, Any]:
         "conditions": [[label, value] for label, value in board.conditions if label != "data"],
         "metrics": [_metric(metric) for metric in board.metrics],
         "best": [best_shown(board.rows, metric) for metric in board.metrics],
-        "rows": [_row(row, board.metrics, numbers) for row in board.rows],
+        "rows": [_row(row, board.metrics, numbers, identities) for row in board.rows],
     }
 
 
@@ -116,7 +138,7 @@ def _metric(metric: Metric) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better, "decimals": metric.decimals}
 
 
-def _row(row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int]) -> dict[str, Any]:
+def _row(row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int], identities: _Shared) -> dict[str, Any]:
     record = row.record
     return {
         "rank": row.rank,
@@ -125,7 +147,7 @@ def _row(row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int]) -> dic
         "label": row.label,
         "model": numbers[record.model],
         "family": family(record.model),
-        "identity": f"{record.model} {record.source_sha256[:16]} {record.setup.preprocessing.image_size}",
+        "identity": identities.number((record.model, record.source_sha256, record.setup.preprocessing.image_size)),
         "note": row.note,
         "values": [row.values.get(metric.name) for metric in metrics],
         "intervals": [row.intervals.get(metric.name) for metric in metrics],

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.album import clear
 from harness.errors import DataError, SetupError
 from harness.progress import say
 from harness.record import Record, Setup, Weights, digest, slug
 from harness.resampling import with_intervals
-from harness.runner import Job, Request, describe
+from harness.runner import Job, Request, describe, with_panels
 from harness.store import Store
 from harness.task import ReadsPredictions, build_task
 
@@ -26,11 +28,13 @@ def measure_predictions(
     annotations: Path | None = None,
     data: Path | None = None,
     rerun: bool = False,
+    panels: int = 0,
 ) -> tuple[list[Record], int]:
     """Measure a file or a folder of predictions, and return the records with how many were there before.
 
     Args:
         model: the name in records; the file's stem by default.
+        panels: of how many images pictures are kept.
         annotations: the truth, where it is not in the data root.
 
     Raises:
@@ -50,10 +54,12 @@ def measure_predictions(
             setup=Setup(weights=weights),
             data=data,
             annotations=annotations,
+            panels=panels,
         )
         stamp = task.data()
         key = digest(job.model, job.task, task.version, job.setup, stamp)
         request = Request(job=job, key=key, data=stamp, source_sha256="")
+        request = replace(request, panels=store.panels / request.name)
         found = None if rerun else store.find(request.name)
         skipped += found is not None
         records.append(found or _measure(request, task, file, store))
@@ -88,7 +94,10 @@ def _reader(task_id: str, file: Path, data: Path | None, annotations: Path | Non
 
 def _measure(request: Request, task: ReadsPredictions, file: Path, store: Store) -> Record:
     started, clock = datetime.now(UTC), time.perf_counter()
-    evaluation = with_intervals(task.evaluate_predictions(file))
+    if request.panels:
+        clear(request.panels)
+    task.album = request.album()
+    evaluation = with_panels(with_intervals(task.evaluate_predictions(file)), task.album)
     seconds = time.perf_counter() - clock
     record = describe(request, request.job.setup, evaluation, None, started, seconds, "predictions")
     return store.save(record, evaluation.outcomes)

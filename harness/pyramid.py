@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,9 +89,8 @@ class Pyramid(nn.Module):
         self.frozen = frozen
         self.norm_eval = norm_eval
         self.own_losses: Tensor | float = 0.0
-        images = torch.randn(PROBE, 3, *size, generator=torch.Generator().manual_seed(0))
-        images = images.to(next(backbone.parameters(), images).device)
-        self.taps = find_taps(backbone, images, layers, layout)
+        self._tapped = partial(_tapped, layers=layers, layout=layout, size=size)
+        images, self.taps = self._tapped(backbone)
         self.divisor = math.lcm(*map(_power_of_two, self.taps.strides), *self.taps.strides, _partition(backbone))
         for parameter in _unused(backbone, self._maps, images) if not frozen else backbone.parameters():
             parameter.requires_grad_(False)
@@ -116,6 +117,16 @@ class Pyramid(nn.Module):
             "norm_eval": self.norm_eval,
             "padded_to_multiple_of": self.divisor,
         }
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pyramid:
+        """Return a copy whose maps are those of its own backbone."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(
+            {name: value if name == "taps" else deepcopy(value, memo) for name, value in vars(self).items()}
+        )
+        copied.taps = self._tapped(copied.backbone)[1]
+        return copied
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
@@ -183,6 +194,13 @@ class Level(nn.Module):
             found = functional.interpolate(found.float(), size=size, mode="bilinear", align_corners=False)
         made: Tensor = self.steps(self.norm(found))
         return made
+
+
+def _tapped(backbone: nn.Module, layers: Sequence[str], layout: str, size: tuple[int, int]) -> tuple[Tensor, Taps]:
+    """Images that a backbone is tried with, on its device, and where its maps are."""
+    images = torch.randn(PROBE, 3, *size, generator=torch.Generator().manual_seed(0))
+    images = images.to(next(backbone.parameters(), images).device)
+    return images, find_taps(backbone, images, layers, layout)
 
 
 def find_taps(module: nn.Module, images: Tensor, layers: Sequence[str] = (), layout: str = "auto") -> Taps:

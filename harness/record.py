@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -196,6 +197,7 @@ def record_name(task: str, model: str, key: str) -> str:
     return "__".join((slug(task), slug(model), key))
 
 
+@lru_cache(maxsize=2**16)
 def slug(identifier: str) -> str:
     """Return a model or task id as a part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "._+-" else "-" for letter in identifier)

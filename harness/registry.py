@@ -196,6 +196,7 @@ WRAPPERS: Registry[Callable[..., Any]] = Registry("wrapper", "baselines.wrappers
 TASKS: Registry[Callable[..., Any]] = Registry("task", "tasks")
 PROTOCOLS: Registry[Callable[..., Any]] = Registry("protocol", "tasks.protocols")
 SEGMENTERS: Registry[Callable[..., Any]] = Registry("segmenter", "tasks.segmenters")
+PANOPTIC_SEGMENTERS: Registry[Callable[..., Any]] = Registry("panoptic_segmenter", "tasks.panoptic_segmenters")
 DETECTORS: Registry[Callable[..., Any]] = Registry("detector", "tasks.detectors")
 HEADS: Registry[Callable[..., Any]] = Registry("head", "baselines.heads")
 COSTS: Registry[Callable[..., Any]] = Registry("cost", "harness.costs")

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import distributed
+from harness.album import Album
 from harness.cache import LIMIT_GIB, Cache
 from harness.checkpoint import Checkpoint
 from harness.device import place
 from harness.environment import environment, machine, versions
-from harness.errors import BenchError, WeightsError, reason
+from harness.errors import BenchError, SetupError, WeightsError, reason
 from harness.journal import Journal
 from harness.metric import Evaluation, Outcomes
 from harness.models import build_model, public_id, source_sha256
@@ -42,6 +43,7 @@ class Job:
         threads: of torch; None leaves torch's choice.
         cache: folder of features and decoded images; None for none.
         cache_limit: of that folder, in GiB.
+        panels: of how many images pictures are kept.
     """
 
     model: str
@@ -54,6 +56,11 @@ class Job:
     threads: int | None = None
     cache: Path | None = None
     cache_limit: float = LIMIT_GIB
+    panels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.panels < 0:
+            raise SetupError(f"The number of panels is {self.panels}; expected 1 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,7 @@ class Request:
     Args:
         journal: the file that keeps what an unfinished evaluation has found, with checkpoints of its trainings beside
             it; None for no such files.
+        panels: the folder of pictures, where the job wants any.
     """
 
     job: Job
@@ -70,6 +78,7 @@ class Request:
     data: DataStamp | None
     source_sha256: str
     journal: Path | None = None
+    panels: Path | None = None
 
     @property
     def name(self) -> str:
@@ -79,6 +88,10 @@ class Request:
     def checkpoint(self, state: str = "") -> Checkpoint | None:
         """Where a training of this job keeps its state; None for nowhere."""
         return Checkpoint(self.journal.with_suffix(".pt"), state) if self.journal else None
+
+    def album(self) -> Album | None:
+        """Where pictures of this job go; None for nowhere."""
+        return Album(self.panels, self.job.panels) if self.panels and self.job.panels else None
 
 
 def identify(job: Job, task: Task) -> Request:
@@ -114,9 +127,10 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
         task.rebuild = lambda seed: place(prepare(replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup)
         if request.journal:
             task.journal = Journal(request.journal, state)
+        task.album = request.album() if distributed.first() else None
         if isinstance(task, BatchTask):
             task.cache = cache
-        evaluation = with_intervals(task.evaluate(place(module, setup), setup))
+        evaluation = with_panels(with_intervals(task.evaluate(place(module, setup), setup)), task.album)
     except BenchError as failure:
         error = str(failure)
     except Exception as failure:
@@ -126,6 +140,11 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
             cache.close()
     seconds = time.perf_counter() - clock
     return describe(request, setup, evaluation, error, started, seconds), evaluation.outcomes
+
+
+def with_panels(evaluation: Evaluation, album: Album | None) -> Evaluation:
+    """Return an evaluation whose details say of which items there are pictures."""
+    return replace(evaluation, details={**evaluation.details, **album.details}) if album else evaluation
 
 
 def _state(setup: Setup) -> str:

@@ -1,86 +1,110 @@
-"""Records on disk: results/records/*.json, with the outcome of every item in results/outcomes/*.csv.gz.
+"""Records: results/records/*.json, with the outcome of every item in results/outcomes/*.csv.gz.
 
-While an evaluation runs, results/unfinished/ keeps what it has found.
+While an evaluation runs, results/unfinished/ keeps what it has found; for results elsewhere, a folder on this machine.
+There too are the pictures of a few items, where they were asked for: results/panels/.
 """
 
 from __future__ import annotations
 
 import csv
+import gc
 import gzip
 import hashlib
 import io
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 from harness.errors import RecordError
+from harness.location import Location, locate, replacing, write_atomically
 from harness.metric import Outcomes
+from harness.progress import track
 from harness.record import Record, from_json, sealed, to_json
+
+__all__ = ["Store", "replacing", "to_csv", "uncollected", "write_atomically"]
 
 
 class Store:
-    """A folder of records. Every write is atomic, so an interrupted run leaves whole files only.
+    """A place of records. Every file is written whole, so that an interrupted run leaves whole files only.
+
+    Of results in a folder, `root` is that folder. Of results elsewhere it is one on this machine, where `unfinished`
+    lies, and in `records` and `outcomes` what has not arrived yet.
 
     Args:
-        root: the results folder; made when first written to.
+        results: a folder, made when first written to, or an address that fsspec reads.
+
+    Raises:
+        BenchError: an address that cannot be used.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.records = root / "records"
-        self.outcomes = root / "outcomes"
-        self.unfinished = root / "unfinished"
+    def __init__(self, results: str | Path | Location) -> None:
+        self.location = locate(results) if isinstance(results, str | Path) else results
+        self.root = self.location.here
+        self.records = self.root / "records"
+        self.outcomes = self.root / "outcomes"
+        self.unfinished = self.root / "unfinished"
+        self.panels = self.root / "panels"
+
+    def __str__(self) -> str:
+        return str(self.location)
 
     def find(self, name: str) -> Record | None:
         """Return the record whose files have this stem, if there is one."""
-        path = self.records / f"{name}.json"
-        return self.read(path) if path.is_file() else None
+        self.location.deliver()
+        content = self.location.read(_record_file(name))
+        return None if content is None else from_json(content, f"{name}.json")
 
-    def read(self, path: Path) -> Record:
-        """Read one record.
+    def names(self) -> list[str]:
+        """Return the names of the files of all records, sorted."""
+        return [name for name in self.location.names("records") if name.endswith(".json")]
+
+    def read(self, name: str) -> Record:
+        """Read one record by its file's name.
 
         Raises:
-            RecordError: it is not one.
+            RecordError: it is none.
         """
-        return from_json(path.read_bytes(), path.name)
+        (content,) = self.location.read_all([f"records/{name}"])
+        return from_json(content, name)
 
     def load(self) -> list[Record]:
         """Read all records, by name.
 
         Raises:
-            RecordError: a file is not a record; it is named.
+            RecordError: a file is not a record, or is one that another file is too; it is named.
         """
-        return [self.read(path) for path in sorted(self.records.glob("*.json"))]
+        names = self.names()
+        contents = self.location.read_all([f"records/{name}" for name in names])
+        files: dict[str, str] = {}
+        records = []
+        with uncollected():
+            for name, content in zip(names, track(contents, "read records"), strict=True):
+                record = from_json(content, name)
+                if (other := files.setdefault(record.name, name)) != name:
+                    raise RecordError(f"{other} and {name} are both the record {record.name}. Remove one of them.")
+                records.append(record)
+        return records
 
     def save(self, record: Record, outcomes: Outcomes | None = None) -> Record:
         """Write a record and its outcomes, and return the record with the hashes of the outcomes and of itself.
 
         Raises:
-            RecordError: the folder cannot be written.
+            RecordError: they cannot be written.
         """
-        try:
-            if outcomes is not None:
-                content = to_csv(outcomes)
-                record = replace(record, outcomes_sha256=hashlib.sha256(content).hexdigest())
-                # No name and no time in the gzip header: equal outcomes are equal bytes.
-                write_atomically(
-                    self.outcomes / f"{record.name}.csv.gz", gzip.compress(content, compresslevel=6, mtime=0)
-                )
-            record = sealed(record)
-            write_atomically(self.records / f"{record.name}.json", to_json(record))
-        except OSError as error:
-            raise RecordError(
-                f"The results cannot be written to {str(self.root)!r} ({error.strerror}). Give another --results."
-            ) from error
+        files = {}
+        if outcomes is not None:
+            content = to_csv(outcomes)
+            record = replace(record, outcomes_sha256=hashlib.sha256(content).hexdigest())
+            # No name and no time in the gzip header: equal outcomes are equal bytes.
+            files[_outcomes_file(record.name)] = gzip.compress(content, compresslevel=6, mtime=0)
+        record = sealed(record)
+        self.location.write({**files, _record_file(record.name): to_json(record)})
         return record
 
     def has_outcomes(self, record: Record) -> bool:
         """Whether the outcomes of a record are beside it."""
-        return (self.outcomes / f"{record.name}.csv.gz").is_file()
+        return self.location.has(_outcomes_file(record.name))
 
     def read_outcomes(self, record: Record) -> Outcomes:
         """Read the outcome of every item of a record.
@@ -88,18 +112,46 @@ class Store:
         Raises:
             RecordError: they are absent, or not those that the record was made with.
         """
-        path = self.outcomes / f"{record.name}.csv.gz"
-        if not path.is_file():
-            raise RecordError(
-                f"The outcomes of {record.name} are not in {str(self.outcomes)!r}. Copy them beside the record."
-            )
-        content = gzip.decompress(path.read_bytes())
+        packed = self.location.read(_outcomes_file(record.name))
+        if packed is None:
+            raise RecordError(f"The outcomes of {record.name} are not in {str(self)!r}. Copy them beside the record.")
+        content = gzip.decompress(packed)
         if hashlib.sha256(content).hexdigest() != record.outcomes_sha256:
             raise RecordError(
-                f"{path.name} is not what {record.name} was made with. Restore it, or run again with --rerun."
+                f"{record.name}.csv.gz is not what {record.name} was made with. Restore it, or run again with --rerun."
             )
         header, *rows = csv.reader(io.StringIO(content.decode()))
         return Outcomes(tuple(header), tuple((row[0], *map(int, row[1:])) for row in rows))
+
+    def files(self, record: Record) -> dict[str, bytes]:
+        """Return the files of a record by name, the outcomes first: a record without them would be a doubt.
+
+        Raises:
+            RecordError: one of them is gone.
+        """
+        names = [_outcomes_file(record.name)] if record.outcomes_sha256 else []
+        names.append(_record_file(record.name))
+        return dict(zip(names, self.location.read_all(names), strict=True))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python from looking for cycles while very many objects are made: they have none, and it takes longer."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def _record_file(name: str) -> str:
+    return f"records/{name}.json"
+
+
+def _outcomes_file(name: str) -> str:
+    return f"outcomes/{name}.csv.gz"
 
 
 def to_csv(outcomes: Outcomes) -> bytes:
@@ -109,34 +161,3 @@ def to_csv(outcomes: Outcomes) -> bytes:
     writer.writerow(outcomes.columns)
     writer.writerows(outcomes.rows)
     return text.getvalue().encode()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that others see the old one or the whole new one."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file whose content takes the place of `path` when all of it is written; after an error none of it does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; results are for sharing.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -80,7 +80,7 @@ def run(
     task: Annotated[list[str] | None, typer.Option(help="Task ids in place of the submission's own.")] = None,
     suite: Annotated[str | None, typer.Option(help="In place of tasks: quick, classification or dense.")] = None,
     data: options.Data = None,
-    results: options.Results = Path("results"),
+    results: options.Results = "results",
     work: Work = WORK,
     trust_code: Trust = False,
     isolation: Isolation = None,
@@ -126,7 +126,7 @@ def run(
 
 
 @app.command()
-def admit(path: Folder, results: options.Results = Path("results"), work: Work = WORK) -> None:
+def admit(path: Folder, results: options.Results = "results", work: Work = WORK) -> None:
     """Copy the records of a submission that ran well into the results; nothing there is overwritten."""
     submission = _without_faults(path)
     from harness.store import Store
@@ -134,10 +134,10 @@ def admit(path: Folder, results: options.Results = Path("results"), work: Work =
     from harness.submission.evaluation import work_folder
     from harness.submission.plan import folder_sha256
 
-    records = take_in(path, work_folder(work, submission, path, folder_sha256(path)), Store(results))
-    for record in records:
-        print(f"{record.model} on {record.task}: {results / 'records' / record.name}.json")
-    print(f"Next: run_bench.py board --results {results}")
+    store = Store(results)
+    for record in take_in(path, work_folder(work, submission, path, folder_sha256(path)), store):
+        print(f"{record.model} on {record.task}: {store}/records/{record.name}.json")
+    print(f"Next: run_bench.py board --results {store}")
 
 
 @app.command()
@@ -151,7 +151,7 @@ def schema() -> None:
 def import_published(
     files: Annotated[list[Path] | None, typer.Argument(help="CSV as timm's results, or JSON of a system.")] = None,
     cards: Annotated[bool, typer.Option("--cards", help="Also what the cards of registered models tell.")] = False,
-    results: options.Results = Path("results"),
+    results: options.Results = "results",
 ) -> None:
     """Take in published figures with their sources; boards show them beside measured values, and never rank them."""
     from harness.published import card_records, read_published
@@ -201,7 +201,7 @@ def _way(chosen: str | None) -> Way:
     return way
 
 
-def _print_report(report: Report, place: Path, results: Path, json: bool) -> None:
+def _print_report(report: Report, place: Path, results: str, json: bool) -> None:
     """Say what was checked, how it was isolated, what went wrong, and which rows the submission would have."""
     from harness.inspection.files import printable
     from harness.store import Store

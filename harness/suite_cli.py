@@ -21,7 +21,10 @@ Only = Annotated[
 ]
 Pages = Annotated[bool, typer.Option("--pages", help="Measure nothing; write the pages of what there is.")]
 Root = Annotated[Path | None, typer.Option(help="Where its data sets go; by default data/ and the suite's name.")]
-Folder = Annotated[Path | None, typer.Option(help="Of records and pages; by default results/ and the suite's name.")]
+Folder = Annotated[
+    str | None,
+    typer.Option(help="Of records and pages, or an address; by default results/ and the suite's name."),
+]
 
 
 def suite(
@@ -44,7 +47,7 @@ def suite(
     from harness.store import Store
     from harness.suite import make_data, read_suite, run_suite
 
-    what, store = read_suite(file), Store(results or Path("results") / file.stem)
+    what, store = read_suite(file), Store(results or f"results/{file.stem}")
     failed = False
     if not pages:
         root = data or Path("data") / file.stem
@@ -61,12 +64,10 @@ def suite(
 def write(store: Store) -> None:
     """Write the boards of a results folder, and its trade-offs as a page, a table and figures."""
     from harness.progress import say
-    from harness.store import write_atomically
 
     content = render(store)
-    for name, page in content.items():
-        write_atomically(store.root / name, page)
-    say(f"Written to {store.root}: {', '.join(content)}.")
+    store.location.write(content)
+    say(f"Written to {store}: {', '.join(content)}.")
 
 
 def render(store: Store) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,9 +12,10 @@ from harness import options
 from harness.command import csv_bytes, own_stdout, print_table, set_quiet
 
 if TYPE_CHECKING:
+    from harness.store import Store
     from harness.sweep import Curve
 
-RESULTS = Path("results")
+RESULTS = "results"
 EXIT_FAILED = 1
 
 Sides = Annotated[
@@ -60,22 +60,22 @@ def sweep(
     from harness.sweep import METRICS, parse_sides
     from harness.sweep import sweep as measure
 
+    store = Store(results)
     curves = measure(
-        model, metric or list(METRICS), parse_sides(image_size), Store(results), weights=weights, threads=threads,
+        model, metric or list(METRICS), parse_sides(image_size), store, weights=weights, threads=threads,
         executor=executor, rerun=rerun, batch_size=batch_size, precision=precision, channels_last=channels_last,
         compile=compile, cuda_graphs=cuda_graphs, device=device, seed=seed,
     )  # fmt: skip
-    written = write(curves, results / "sweeps", name)
+    written = write(curves, store, name)
     report(out, curves, written, json)
     out.flush()
     if any(point.value is None for curve in curves for point in curve.points):
         raise typer.Exit(EXIT_FAILED)
 
 
-def write(curves: Sequence[Curve], folder: Path, name: str) -> list[Path]:
+def write(curves: Sequence[Curve], store: Store, name: str) -> list[str]:
     """Write both tables as CSV and a light and a dark figure for each metric, and return where."""
     from harness.plot import THEMES, draw_curves
-    from harness.store import write_atomically
     from harness.sweep import points_table, slopes_table
 
     files = {
@@ -85,12 +85,11 @@ def write(curves: Sequence[Curve], folder: Path, name: str) -> list[Path]:
     for metric in dict.fromkeys(curve.metric for curve in curves):
         of_metric = [curve for curve in curves if curve.metric == metric]
         files |= {f"{name}_{metric}_{theme}.svg": draw_curves(of_metric, theme) for theme in THEMES}
-    for file, content in files.items():
-        write_atomically(folder / file, content)
-    return [folder / file for file in files]
+    store.location.write({f"sweeps/{file}": content for file, content in files.items()})
+    return [f"{store}/sweeps/{file}" for file in files]
 
 
-def report(out: Any, curves: Sequence[Curve], written: Sequence[Path], json: bool) -> None:
+def report(out: Any, curves: Sequence[Curve], written: Sequence[str], json: bool) -> None:
     """Print the slopes, what failed, and what was written."""
     from harness.progress import say
     from harness.sweep import points_table, slopes_table
@@ -108,4 +107,4 @@ def report(out: Any, curves: Sequence[Curve], written: Sequence[Path], json: boo
     print_table(out, (*head[:3], head[-1], *head[3:-1]), [[*row[:3], row[-1], *row[3:-1]] for row in texts], right=4)
     for point in (point for curve in curves for point in curve.points if point.value is None):
         say(f"{point.model} at {point.side}: {point.reason}")
-    say(f"Written: {', '.join(map(str, written))}")
+    say(f"Written: {', '.join(written)}")

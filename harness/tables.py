@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 
 from harness.leaderboard import Board, LeftOut, Row, differences
@@ -31,18 +33,15 @@ def to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> str:
 
 def published_to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> list[str]:
     """Return the section of what others published, a table a task, beside what was measured; nothing where none did."""
-    from tabulate import tabulate
-
     found = beside(boards, left_out)
     parts = ["## Published and claimed"] if found else []
     for task in dict.fromkeys(one.record.task for one in found):
         mine = [one for one in found if one.record.task == task]
         body = [[escape(cell) for cell in (one.record.model, *one.cells)] for one in shown(mine)]
         head = ["model", "metric", "value", "measured", "difference", "source"]
-        align = ("left", "left", "right", "right", "right", "left")
         parts.append(f"### {escape(task)}")
         if body:
-            parts.append(tabulate(body, head, tablefmt="pipe", colalign=align, disable_numparse=True))
+            parts.append(pipe_table(head, body, "llrrrl"))
         if len(body) < len(mine):
             parts.append(f"{len(mine) - len(body):,} more published values are of models that were not measured here.")
     return parts
@@ -50,8 +49,6 @@ def published_to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) 
 
 def board_to_markdown(board: Board) -> str:
     """Return one board: what its rows share, and the table, the best value of each metric in bold."""
-    from tabulate import tabulate
-
     head = ["#", "model", "weights", "image", *(_head(metric) for metric in board.metrics)]
     best = {metric.name: best_shown(board.rows, metric) for metric in board.metrics}
     body = [
@@ -59,20 +56,33 @@ def board_to_markdown(board: Board) -> str:
          *(_cell(row, metric, best[metric.name]) for metric in board.metrics)]
         for row in board.rows
     ]  # fmt: skip
-    align = ("right", "left", "left", "right", *("right" for _ in board.metrics))
-    table = tabulate(body, head, tablefmt="pipe", colalign=align, disable_numparse=True)
+    table = pipe_table(head, body, "rllr" + "r" * len(board.metrics))
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
     notes = "\n".join(f"- † {escape(row.label[0])}: {escape(row.note)}" for row in board.rows if row.note)
     return "\n\n".join(filter(None, (escape(shared), table, notes)))
 
 
+def pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    """Return a Markdown table of cells that were escaped.
+
+    Args:
+        align: a letter a column, `l` or `r`.
+    """
+    columns = []
+    for name, cells, side in zip(head, zip(*rows, strict=True), align, strict=True):
+        texts = [name, *(cell.strip() for cell in cells)]
+        width = max(len(name) + 2, *map(len, texts))
+        shown = [f" {text.rjust(width) if side == 'r' else text.ljust(width)} " for text in texts]
+        line = "-" * (width + 1)
+        columns.append([shown[0], f"{line}:" if side == "r" else f":{line}", *shown[1:]])
+    return "\n".join("|" + "|".join(line) + "|" for line in zip(*columns, strict=True))
+
+
 def race_to_markdown(race: Race) -> str:
     """Return the table of a race: times, and how much slower than the first each model is, if it is."""
-    from tabulate import tabulate
-
     head = ["model", "median (ms)", "slower than the first by", "95 % interval", "p"]
     body = [[escape(one.model), f"{one.milliseconds:.3f}", *_behind(one)] for one in race.standings]
-    table = tabulate(body, head, tablefmt="pipe", colalign=("left", *["right"] * 4), disable_numparse=True)
+    table = pipe_table(head, body, "lrrrr")
     return "\n\n".join((table, *(f"Disturbed: {escape(reason)}." for reason in race.observation.disturbed)))
 
 
@@ -86,21 +96,23 @@ def _behind(standing: Standing) -> tuple[str, str, str]:
 
 def to_csv(boards: Sequence[Board]) -> str:
     """Return all boards as one CSV, one line a row of a board, with every value at full precision."""
-    import pandas
-
+    head: dict[str, None] = {}
     lines = []
     for board in boards:
+        shared = {"task": board.task, **dict(board.conditions)}
         for row in board.rows:
             model, weights, image = row.label
-            lines.append({
-                "task": board.task, **dict(board.conditions), "rank": row.rank, "model": model, "weights": weights,
-                "image": image, "record": row.record.name, **({"note": row.note} if row.note else {}),
+            lines.append(line := {
+                **shared, "rank": row.rank, "model": model, "weights": weights, "image": image,
+                "record": row.record.name, **({"note": row.note} if row.note else {}),
                 **{m.metric.name: m.value for m in row.record.measurements}, **row.values,
             })  # fmt: skip
-    frame = pandas.DataFrame(lines)
-    text = frame.select_dtypes(include=["object", "string"]).columns
-    frame[text] = frame[text].map(defuse)
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+            head.update(dict.fromkeys(line))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(defuse, head))
+    writer.writerows([defuse(line.get(name)) for name in head] for line in lines)
+    return text.getvalue()
 
 
 def escape(text: str) -> str:
@@ -200,13 +212,13 @@ def _latex(row: Row, metric: Metric, best: str) -> str:
     return f"\\textbf{{{shown}}}" if best and text.partition(" ")[0] == best else shown
 
 
-LATEX = {
+LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "–": "--", "\n": " ",
-}  # fmt: skip
+})  # fmt: skip
 
 
 def escape_latex(text: str) -> str:
     """Return text that LaTeX sets as it is."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    return text.translate(LATEX)

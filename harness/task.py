@@ -10,13 +10,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from harness import distributed
+from harness.album import Album
 from harness.cache import Cache
 from harness.checkpoint import Checkpoint
 from harness.device import evaluating, to_device
 from harness.errors import SetupError
 from harness.factory import call, parameters_of
 from harness.journal import Journal
-from harness.metric import Evaluation, Meter, ResumableMeter
+from harness.metric import Evaluation, Meter, Outcomes, ResumableMeter
 from harness.progress import track
 from harness.record import DataStamp, Setup
 from harness.registry import Registry
@@ -64,6 +65,7 @@ class Task(ABC):
         model_id: of the model that is evaluated, for a task that builds it at other sizes, or another to set beside it.
         journal: where an evaluation that can be interrupted keeps what it found; None for nowhere.
         checkpoint: where a task that trains keeps the state of an unfinished training; None for nowhere.
+        album: where pictures of a few items go, of a task that draws; None for nowhere.
         rebuild: from a seed to the model that is evaluated, built and placed anew; set while a job runs.
 
     Parameters with a default, of a task and of its variants, are options that may follow in a task id.
@@ -80,6 +82,7 @@ class Task(ABC):
     model_id: str = ""
     journal: Journal | None = None
     checkpoint: Checkpoint | None = None
+    album: Album | None = None
     rebuild: Callable[[int], nn.Module] | None = None
 
     @property
@@ -106,6 +109,17 @@ class Task(ABC):
         Raises:
             SetupError: a choice that does not go with the task.
         """
+
+    def draw(self, setup: Setup, outcomes: Outcomes | None) -> None:
+        """Fill the album without a model.
+
+        Args:
+            outcomes: those of a record, for pictures of what was predicted; None for the truth alone.
+
+        Raises:
+            SetupError: the task draws nothing, or its outcomes do not tell what was predicted.
+        """
+        raise SetupError("There is nothing to show of this task: it has no images with a truth.")
 
     @abstractmethod
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
@@ -165,6 +179,7 @@ class ReadsPredictions(Protocol):
     """What a task needs so that predictions made elsewhere can be measured."""
 
     version: ClassVar[int]
+    album: Album | None
 
     def data(self) -> DataStamp | None:
         """Return the stamp of the data, as `Task` does."""

@@ -79,7 +79,7 @@ class Trained:
         module: in eval mode; the moving average where one was asked for.
         curve: the mean training loss of each of at most 100 stretches of steps.
         seconds: wall-clock time of all steps, loading of data included, checkpoints not.
-        batch_norm: over what batch normalisation takes its statistics in training.
+        batch_norm: of several ranks, over whose images batch normalisation takes its statistics.
     """
 
     module: nn.Module
@@ -87,7 +87,7 @@ class Trained:
     steps: int
     seconds: float
     parameters: int
-    batch_norm: str
+    batch_norm: str = ""
 
     @property
     def details(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Trained:
             "seconds_per_step": round(self.seconds / self.steps, 4),
             "parameters_trained": self.parameters,
             "ranks": distributed.count(),
-            "batch_norm_over": self.batch_norm,
+            **({"batch_norm_over": self.batch_norm} if self.batch_norm else {}),
         }
 
 

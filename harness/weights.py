@@ -24,8 +24,24 @@ CONTAINERS = (
 PREFIXES = ("module.", "_orig_mod.", "model.")
 # The first byte of a pickle of protocol 2 or later; what torch saves is a zip archive.
 PICKLE = b"\x80"
+# What mmengine's log in a checkpoint is pickled with. It is read as `Inert`: none of these is called.
+LOGGED = (
+    "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "numpy.ndarray", "numpy.dtype",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)  # fmt: skip
 # What torch's own strict loading lets an old checkpoint go without; evaluation never reads it.
 COUNTER = "num_batches_tracked"
+
+
+class Inert:
+    """What stands in a checkpoint for something that is not needed: it takes anything, and keeps and does nothing."""
+
+    def __new__(cls, *_: Any) -> Inert:
+        """Return a new one, whatever it is called with."""
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Take a state, and drop it."""
 
 
 def file_sha256(path: Path) -> str:
@@ -87,7 +103,8 @@ def read_state(path: Path) -> Mapping[str, Any]:
             warnings.simplefilter("ignore")
             if path.suffix == ".safetensors":
                 return dict(load_file(path))
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(Inert, name) for name in LOGGED]):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WeightsError(_unreadable(path, error)) from error
     if not isinstance(found, Mapping):
@@ -101,7 +118,10 @@ def unwrap(found: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Tensor]
     Raises:
         WeightsError: there are no tensors.
     """
-    for container in CONTAINERS:
+    meta = found.get("meta")
+    # mmengine saves averaged weights as the state dict, and as `ema_state_dict` those that are trained.
+    swapped = isinstance(meta, Mapping) and "mmengine_version" in meta
+    for container in ("state_dict",) if swapped else CONTAINERS:
         inside = found.get(container)
         if isinstance(inside, Mapping) and _tensors(inside):
             return container, _tensors(inside)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError
+from harness.journal import Kept
 from harness.metric import Evaluation, Measurement, Metric, Outcomes
 from harness.progress import track
 from harness.record import DataStamp, Setup
@@ -18,6 +19,7 @@ from tasks.dense_task import DenseTask
 if TYPE_CHECKING:
     from tasks.data.ade20k import LabelMaps
     from tasks.metrics.segmentation import Segmentation
+    from tasks.panels.segmentation import LabelPanels
 
 NAMES = {"miou": False, "macc": False, "aacc": False, "fwiou": True, "boundary_iou": True}  # whether minor
 Predict = Callable[[Sequence[Any]], Sequence[Any]]
@@ -46,6 +48,7 @@ class Ade20k(DenseTask):
     """
 
     variants = SEGMENTERS
+    default_variant = "own"
     name = "ade20k"
 
     @cached_property
@@ -80,14 +83,32 @@ class Ade20k(DenseTask):
 
         meter = self._meter()
         chosen = [self.annotated.names[n] for n in spread(len(self.annotated.names), setup.limit)]
-        for start in track(range(0, len(chosen), setup.batch_size), "segment"):
-            names = chosen[start : start + setup.batch_size]
+        panels = self._panels(chosen)
+
+        def look(places: Sequence[int]) -> list[Kept]:
+            names, found = [chosen[place] for place in places], []
             files = [image_file(self.root, self.evaluated_on, name) for name in names]
             outputs = predict([decode(file.read_bytes(), "pil", file.name) for file in files])
             for name, output in zip(names, outputs, strict=True):
                 annotation = self.annotated.read(name)
-                meter.update(name, to_labels(output, annotation.shape) + 1, annotation)
+                labels = to_labels(output, annotation.shape) + 1
+                found.append(meter.count(name, labels, annotation))
+                panels.draw(name, annotation, labels)
+            return found
+
+        for entry in self.entries(len(chosen), setup, look, "segment"):
+            meter.add(entry)
+        panels.draw_rest()
         return self._evaluation(meter)
+
+    def _panels(self, names: Sequence[str]) -> LabelPanels:
+        from tasks.panels.segmentation import LabelPanels
+
+        return LabelPanels(self.album, self.annotated, self.root, names)
+
+    def draw_truth(self) -> None:
+        """Draw the annotations of the images that the album takes."""
+        self._panels(self.annotated.names).draw_rest("")
 
     def belongs_to(self, file: Path) -> str | None:
         """Return None: every file is for this task."""
@@ -101,7 +122,7 @@ class Ade20k(DenseTask):
         """
         from tasks.data.ade20k import CLASSES, match_predictions, read_labels
 
-        meter = self._meter()
+        meter, panels = self._meter(), self._panels(self.annotated.names)
         for name, path in track(match_predictions(file, self.annotated).items(), "compare labels"):
             labels, annotation = read_labels(path), self.annotated.read(name)
             if labels.shape != annotation.shape:
@@ -114,6 +135,7 @@ class Ade20k(DenseTask):
                     f"{path.name} holds the label {labels.max()}; expected 1 to {CLASSES} for the classes, 0 for none."
                 )
             meter.update(name, labels, annotation)
+            panels.draw(name, annotation, labels)
         meter.check_origin()
         return self._evaluation(meter)
 
@@ -159,6 +181,8 @@ def to_labels(output: Any, shape: tuple[int, ...]) -> Any:
     from tasks.data.ade20k import CLASSES
 
     if isinstance(output, torch.Tensor) and output.ndim == 3 and output.is_floating_point():
+        if len(output) != CLASSES:
+            raise ModelError(f"The segmenter returned logits of {len(output)} classes; expected ADE20K's {CLASSES}.")
         if not output.isfinite().all():
             raise ModelError("The segmenter returned logits that are NaN or infinite. Try --precision fp32.")
         if tuple(output.shape[1:]) != tuple(shape):

@@ -220,11 +220,10 @@ class Bench:
         self.setup, self.model_id = setup, model_id
         folder, mark, rest = model_id.rpartition(":")
         self.control_id = f"{folder}{mark}{rest.partition('+')[0]}+{CONTROL}"
-        self.mixers = (first_mixers(model), first_mixers(self._built(self.control_id))) if alone else None
-        self.parameters = sum(
-            weight.numel() for part in (self.mixers[0] if self.mixers else [model]) for weight in part.parameters()
-        )
-        self.width, self.stride = _finest(model)
+        own, (self.width, self.stride) = first_mixers(model), _finest(model)
+        self.mixers = (own, first_mixers(self._built(self.control_id))) if alone else None
+        measured = own if alone else [model]
+        self.parameters = sum(weight.numel() for module in measured for weight in module.parameters())
 
     def entrants(self, side: int) -> list[Entrant]:
         """Return the model and its control."""

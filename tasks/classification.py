@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import SetupError
 from harness.features import Pooling
-from harness.metric import Evaluation
+from harness.metric import Evaluation, Outcomes
 from harness.progress import say
 from harness.record import DataStamp, Setup
 from harness.registry import PROTOCOLS, Entry
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from tasks.data.loader import Batches
     from tasks.data.train_loader import Source
+    from tasks.frozen import Scale
     from tasks.metrics.accuracy import Accuracy
+    from tasks.panels.decisions import Decisions
 
 
 class Classification(BatchTask):
@@ -62,6 +64,7 @@ class Classification(BatchTask):
         self.preprocessing = {**getattr(self.protocol, "preprocessing", {}), **type(self).preprocessing}
         self.training_batch = getattr(self.protocol, "training_batch", None)
         self._splits: dict[str, LabelledImages] = {}
+        self._panels: Decisions | None = None
 
     @abstractmethod
     def read(self, split: str) -> LabelledImages:
@@ -116,7 +119,9 @@ class Classification(BatchTask):
     def evaluate(self, model: nn.Module, setup: Setup) -> Evaluation:
         """Evaluate, and say in the record what the protocol chose and what the data is like."""
         whole = getattr(self.protocol, "evaluate", None)
+        self._panels = self._decisions(setup)
         evaluation = whole(model, self, setup) if whole else super().evaluate(model, setup)
+        self._panels.draw_rest(evaluation.outcomes)
         found, doubts = examine(self.split(self.evaluated_on), [self.split(name) for name in self.protocol.trains_on])
         details = {**evaluation.details, **self.protocol.details, **found}
         if unranked := [*evaluation.details.get("unranked", ()), *doubts]:
@@ -138,7 +143,21 @@ class Classification(BatchTask):
 
         meter = self.meter()
         meter.rows = read_top_classes(file, self.split(self.evaluated_on))
-        return meter.compute()
+        evaluation = meter.compute()
+        self._decisions(None).draw_rest(evaluation.outcomes)
+        return evaluation
+
+    def draw(self, setup: Setup, outcomes: Outcomes | None) -> None:
+        """Draw images with their classes, and where there are outcomes of a record with what was predicted."""
+        resolved = setup.preprocessing.mean is not None
+        self._decisions(setup if resolved else None).draw_rest(outcomes)
+
+    def _decisions(self, setup: Setup | None) -> Decisions:
+        """The panels of the evaluated images; without a setup of these as they are."""
+        from tasks.panels.decisions import Decisions
+
+        scale: Scale = getattr(self.protocol, "scale", "logits")
+        return Decisions(self.album, self.split(self.evaluated_on), setup, scale)
 
     def split_batches(self, name: str, setup: Setup, indices: Sequence[int] | None = None) -> Batches:
         """Return the batches of some images of a split; by default of so many as the setup's limit allows."""
@@ -161,7 +180,8 @@ class Classification(BatchTask):
         """Return accuracy, with second opinions on the labels where the data set has them."""
         from tasks.metrics.accuracy import Accuracy
 
-        return Accuracy(self.num_classes, self.reassessed(), self.per_class)
+        look = self._panels.look if self._panels else None
+        return Accuracy(self.num_classes, self.reassessed(), self.per_class, look)
 
     @property
     def per_class(self) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError, SetupError
+from harness.journal import Kept
 from harness.metric import Evaluation, Measurement, Metric, Outcomes, Row
-from harness.progress import say, track
+from harness.progress import say
 from harness.record import DataStamp, Setup
 from harness.registry import DETECTORS, TASKS
 from tasks.dense_task import DenseTask
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Who computes the twelve numbers: `pycocotools` or `faster_coco_eval`; ours by default, which equals the former.
 BACKEND = "BENCH_COCO_BACKEND"
 KINDS = {"box": "boxes", "mask": "masks"}
+ARRAYS = ("labels", "scores", "boxes")
 RANKED = ("ap", "ap50", "ap75")
 ABSENT = "no such objects are annotated, where pycocotools says -1"
 
@@ -105,10 +107,13 @@ class Coco(DenseTask):
 
         folder, images = image_folder(self.root, self.path), self.instances.images
         chosen = spread(len(images), setup.limit)
-        found: list[Found] = []
-        for start in track(range(0, len(chosen), setup.batch_size), "detect"):
-            names = [images[number].file_name for number in chosen[start : start + setup.batch_size]]
-            found += predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
+
+        def look(places: Sequence[int]) -> list[Kept]:
+            names = [images[chosen[place]].file_name for place in places]
+            found = predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
+            return to_entries(found, len(names))
+
+        found = [from_entry(entry) for entry in self.entries(len(chosen), setup, look, "detect")]
         boxes, masks = to_detections(found, chosen, len(self.instances.categories))
         return self._score(boxes, masks, chosen, {"images": len(chosen)})
 
@@ -137,6 +142,16 @@ class Coco(DenseTask):
         origin = "the results' own" if any(result.bbox for result in results) else "those of the masks"
         return self._score(boxes, masks, range(len(self.instances.images)), {**details, "boxes": origin})
 
+    def draw_truth(self) -> None:
+        """Draw the annotated objects of the images that the album takes."""
+        self._draw({}, range(len(self.instances.images)))
+
+    def _draw(self, scored: Mapping[str, Scored], images: Sequence[int]) -> None:
+        if self.album:
+            from tasks.panels.detections import draw_detections
+
+            draw_detections(self.album, self.instances, self.root, self.path, scored, images)
+
     def _score(
         self, boxes: Detections | None, masks: Detections | None, images: Sequence[int], details: Mapping[str, Any]
     ) -> Evaluation:
@@ -146,6 +161,7 @@ class Coco(DenseTask):
 
         library = os.environ.get(BACKEND, "")
         count = len(self.instances.categories)
+        scored: dict[str, Scored] = {}
         measurements: list[Measurement] = []
         rows: list[Row] = []
         more: dict[str, Any] = {"evaluator": library or "backbone-bench", **self.instances.category_map()}
@@ -159,7 +175,47 @@ class Coco(DenseTask):
             measurements += [_measurement(name, number, values[number]) for number in _names()]
             more[f"{name}_ap_by_category"] = [None if ap < 0 else float(ap) for ap in summary.by_category]
             rows += outcome_rows(self.instances, objects, detections, summary, kind)
+            scored[kind] = Scored(objects, detections, summary)
+        self._draw(scored, images)
         return Evaluation(tuple(measurements), {**details, **more}, Outcomes(COLUMNS, tuple(rows)))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Objects, detections, and which of them are right: of boxes or of masks."""
+
+    objects: Objects
+    detections: Detections
+    summary: Summary
+
+
+def to_entries(found: Sequence[Found], images: int) -> list[Kept]:
+    """Return boxes, labels, scores and masks of each image in plain numbers and texts; every number stays as it is.
+
+    Raises:
+        ModelError: not as many as there are images.
+    """
+    import numpy as np
+
+    if len(found) != images:
+        raise ModelError(f"The detector returned {len(found)} results for {images} images: expected one each.")
+    entries: list[Kept] = []
+    for one in found:
+        masks = one.get("masks")
+        codes = None if masks is None else [[list(code["size"]), _text(code["counts"])] for code in masks]
+        entries.append((*(np.asarray(one[key], float).tolist() for key in ARRAYS), codes))
+    return entries
+
+
+def _text(counts: str | bytes) -> str:
+    return counts if isinstance(counts, str) else counts.decode("ascii")
+
+
+def from_entry(entry: Kept) -> Found:
+    """Return one image's detections from an entry."""
+    *arrays, codes = entry
+    masks = None if codes is None else [{"size": size, "counts": counts.encode("ascii")} for size, counts in codes]
+    return {**dict(zip(ARRAYS, arrays, strict=True)), "masks": masks}
 
 
 def to_detections(
@@ -180,9 +236,7 @@ def to_detections(
     from tasks.metrics.detection import Detections
     from tasks.metrics.overlap import mask_areas
 
-    if len(found) != len(images):
-        raise ModelError(f"The detector returned {len(found)} results for {len(images)} images: expected one each.")
-    parts = [[np.asarray(one[key], float) for one in found] for key in ("labels", "scores", "boxes")]
+    parts = [[np.asarray(one[key], float) for one in found] for key in ARRAYS]
     counts = [len(part) for part in parts[0]]
     labels, scores, corners = np.hstack(parts[0]), np.hstack(parts[1]), np.vstack([b.reshape(-1, 4) for b in parts[2]])
     if not len(labels) == len(scores) == len(corners):

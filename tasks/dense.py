@@ -104,6 +104,7 @@ class DenseProtocol:
     schedule: Schedule | None = None
     drop_path: float | None = None
     norm_eval: bool | None = None
+    details: dict[str, Any] = field(init=False, default_factory=dict)
 
     untrained: ClassVar[Literal["rank", "apart", "never"]] = "apart"
     trains_on: ClassVar[tuple[str, ...]] = ("train",)
@@ -128,7 +129,9 @@ class DenseProtocol:
         from harness.pyramid import Pyramid
 
         seed_generators(setup.seed, "head")
-        set_stochastic_depth(model, 0.0 if self.frozen else recipe.drop_path)
+        rate = 0.0 if self.frozen else recipe.drop_path
+        dropped = set_stochastic_depth(model, rate)
+        self.details["drop_path"] = f"{rate:g} in the last of {dropped} branches" if dropped else "none"
         return Pyramid(
             model, tuple(filter(None, self.layers.split("+"))), self.layout,
             size=setup.preprocessing.image_size or (224, 224), frozen=self.frozen, norm_eval=recipe.norm_eval,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import distributed
 from harness.errors import SetupError
-from harness.metric import Evaluation
+from harness.journal import Kept
+from harness.metric import Evaluation, Outcomes
+from harness.progress import track
 from harness.record import DataStamp, Setup
 from harness.registry import Entry
 from harness.task import Task
@@ -69,5 +71,34 @@ class DenseTask(Task):
                 f"{self.name} needs a head on the model: name one, {self.name}:NAME, or give --predictions."
             )
         predict = self.protocol.adapt(model, self, setup)
+        if self.journal:
+            # A training that was repeated may have ended in other weights.
+            self.journal = self.journal.under(self.protocol.details.get("trained_sha256", ""))
         evaluation = distributed.by_first(lambda: self.measure(predict, setup))
         return replace(evaluation, details={**evaluation.details, **self.protocol.details})
+
+    def entries(
+        self, count: int, setup: Setup, look: Callable[[Sequence[int]], Sequence[Kept]], description: str
+    ) -> Iterator[Kept]:
+        """Yield what is found on each of so many images: first what an interrupted evaluation kept, then by batches.
+
+        Args:
+            look: from the places of a batch's images to an entry each, of numbers, texts and lists of these.
+        """
+        kept = self.journal.read() if self.journal else []
+        yield from kept
+        for start in track(range(len(kept), count, setup.batch_size), description):
+            batch = look(range(start, min(start + setup.batch_size, count)))
+            if self.journal:
+                self.journal.append(batch)
+            yield from batch
+
+    def draw(self, setup: Setup, outcomes: Outcomes | None) -> None:
+        """Draw the truth of the images that the album takes."""
+        if outcomes is not None:
+            raise SetupError(f"What was predicted for {self.name} is not kept with a record, only what came of it.")
+        self.draw_truth()
+
+    @abstractmethod
+    def draw_truth(self) -> None:
+        """Draw the truth of the images that the album takes."""

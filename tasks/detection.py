@@ -11,14 +11,13 @@ from harness.device import evaluating
 from harness.record import Setup
 from harness.registry import HEADS
 from harness.training import seed_generators
+from harness.weights import state_sha256
 from tasks.data.dense_samples import DetectionSample, Samples, objects_by_image
 from tasks.data.train_loader import SampledSteps
 from tasks.dense import DenseProtocol, DenseRecipe, train_dense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from tasks.coco import Coco
 
 Preset = Literal["short", "mini", "1x", "dseq"]
 MOST = 100  # detections an image
@@ -42,14 +41,15 @@ class Sizes:
 
 
 # The preprocessing is torchvision's, with a mirror image half the time.
-#   1x     Swin (arXiv:2103.14030), appendix A2.2: 12 epochs; without its several scales.
+#   1x     Swin's official 12 epochs of Mask R-CNN with Swin-T (github.com/SwinTransformer/Swin-Transformer-Object-
+#          Detection); without its several scales.
 #   dseq   DSeq-JEPA (github.com/SkyShunsuke/DSeq-JEPA, configs/detection): 25 epochs at 1024 pixels; its neck has no
 #          top-down path, and this one has.
 #   short  this project's: for one GPU.
 #   mini   this project's: for the embedded scenes on a CPU.
 PRESETS: dict[str, tuple[DenseRecipe, Sizes]] = {
     "1x": (
-        DenseRecipe(epochs=12, lr=1e-4, weight_decay=0.05, warmup=1000, schedule="steps", norm_eval=True),
+        DenseRecipe(epochs=12, lr=1e-4, weight_decay=0.05, warmup=500, schedule="steps", drop_path=0.1, norm_eval=True),
         Sizes(800, 1333),
     ),
     "dseq": (
@@ -81,23 +81,17 @@ class DetectionProtocol(DenseProtocol):
     def __post_init__(self) -> None:
         self.preset_recipe, self.sizes = PRESETS[self.preset]
         self.preprocessing = {"image_size": (self.sizes.short, self.sizes.long)}
-        self.details: dict[str, Any] = {"protocol": "detection", "head": self.head, "preset": self.preset}
+        self.details = {"protocol": "detection", "head": self.head, "preset": self.preset}
 
-    def adapt(self, model: nn.Module, task: Coco, setup: Setup) -> Callable[[Sequence[Any]], list[Mapping[str, Any]]]:
+    def adapt(self, model: nn.Module, task: Any, setup: Setup) -> Callable[[Sequence[Any]], list[Any]]:
         """Train the detector, and return the function from PIL images to what it finds in each."""
-        from tasks.data.coco import image_folder
-
-        objects = objects_by_image(task.training)
-        sample = DetectionSample(
-            task.training, image_folder(task.root, task.training_path), tuple(objects), objects, self.masks,
-            self.first_label,
-        )  # fmt: skip
-        recipe = self.recipe_on(self.preset_recipe, len(objects))
-        module = self._detector(model, len(task.training.categories), recipe, setup)
+        count, sample = self.samples(task)
+        recipe = self.recipe_on(self.preset_recipe, count)
+        module = self._detector(model, self.classes(task), recipe, setup)
         trained = train_dense(
             module, partial(_loss, module, setup),
             lambda first: SampledSteps(
-                Samples(len(objects), setup.seed, sample), setup, recipe.batch, range(first, recipe.steps), task.workers
+                Samples(count, setup.seed, sample), setup, recipe.batch, range(first, recipe.steps), task.workers
             ),
             recipe, setup, task.checkpoint,
         )  # fmt: skip
@@ -105,21 +99,39 @@ class DetectionProtocol(DenseProtocol):
             "recipe": recipe.details,
             "sizes": asdict(self.sizes),
             "augmentation": "mirror image, half the time",
-            "training_images": len(objects),
+            "training_images": count,
             "detections_per_image": MOST,
             "pyramid": module.backbone.pyramid.details,
             **trained.details,
+            "trained_sha256": state_sha256(trained.module),
         }
-        return partial(_predict, trained.module, self.first_label, setup)
+        return self.predictor(trained.module, task, setup)
 
-    def _detector(self, model: nn.Module, classes: int, recipe: DenseRecipe, setup: Setup) -> Any:
+    def samples(self, task: Any) -> tuple[int, Callable[[int], Any]]:
+        """Return how many training images there are, and the function from a number to the sample of an image."""
+        from tasks.data.coco import image_folder
+
+        objects = objects_by_image(task.training)
+        folder = image_folder(task.root, task.training_path)
+        sample = DetectionSample(task.training, folder, tuple(objects), objects, self.masks, self.first_label)
+        return len(objects), sample
+
+    def classes(self, task: Any) -> dict[str, Any]:
+        """Return what the head is told of the classes."""
+        return {"classes": len(task.training.categories)}
+
+    def predictor(self, module: nn.Module, task: Any, setup: Setup) -> Callable[[Sequence[Any]], list[Any]]:
+        """Return the function from PIL images to what a trained detector finds in each."""
+        return partial(_predict, module, self.first_label, setup)
+
+    def _detector(self, model: nn.Module, classes: dict[str, Any], recipe: DenseRecipe, setup: Setup) -> Any:
         """The detector, placed; its new layers seeded."""
         pyramid = self.pyramid_on(model, recipe, setup)
         seed_generators(setup.seed, "head", self.head)
         short, long = setup.preprocessing.image_size or (self.sizes.short, self.sizes.long)
         limit = self._two_stages() if self.masks else {"detections_per_img": MOST}
         module = HEADS.get(self.head).build(
-            pyramid, classes, anchor=self.anchor * self.sizes.anchors, min_size=min(short, long),
+            pyramid, **classes, anchor=self.anchor * self.sizes.anchors, min_size=min(short, long),
             max_size=max(short, long), image_mean=setup.preprocessing.mean, image_std=setup.preprocessing.std, **limit,
         )  # fmt: skip
         return module.to(setup.device)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tasks.classification import Classification
 
 Predict = Callable[["Tensor"], "Tensor"]
+Scale = Literal["logits", "votes", "scores"]  # what scores of classes are; of the last no shares can be told
 BLOCK = 65536  # rows that are looked at together
 CONSTANT = 1e-6
 
@@ -47,6 +48,7 @@ class FrozenProtocol(ABC):
     uses_classifier: ClassVar[bool] = False
     trains_on: ClassVar[tuple[str, ...]] = ("train",)
     block: ClassVar[int] = 1024
+    scale: ClassVar[Scale] = "logits"
 
     @property
     @abstractmethod

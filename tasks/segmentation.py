@@ -12,6 +12,7 @@ from harness.preprocessing import normalize
 from harness.record import Setup
 from harness.registry import HEADS
 from harness.training import seed_generators
+from harness.weights import state_sha256
 from tasks.data.dense_samples import Samples, Scales, SegmentationSample
 from tasks.data.train_loader import SampledSteps
 from tasks.dense import DenseProtocol, DenseRecipe, train_dense
@@ -32,7 +33,7 @@ ADE = Scales(short=512, long=2048, crop=(512, 512))
 #   short  this project's: for one GPU.
 #   mini   this project's: for the embedded scenes on a CPU.
 PRESETS: dict[str, tuple[DenseRecipe, Scales, Test]] = {
-    "160k": (DenseRecipe(steps=160_000, lr=6e-5, weight_decay=0.01, warmup=1500), ADE, "whole"),
+    "160k": (DenseRecipe(steps=160_000, lr=6e-5, weight_decay=0.01, warmup=1500, drop_path=0.2), ADE, "whole"),
     "dseq": (DenseRecipe(steps=160_000, lr=1e-4, weight_decay=0.05, warmup=1500, drop_path=0.1), ADE, "slide"),
     "short": (DenseRecipe(steps=10_000, lr=1e-4, weight_decay=0.05, warmup=500), ADE, "whole"),
     "mini": (
@@ -61,7 +62,7 @@ class SegmentationProtocol(DenseProtocol):
         self.preset_recipe, self.scales, usual = PRESETS[self.preset]
         self.test = self.test or usual
         self.preprocessing = {"image_size": self.scales.crop}
-        self.details: dict[str, Any] = {"protocol": "segmentation", "head": self.head, "preset": self.preset}
+        self.details = {"protocol": "segmentation", "head": self.head, "preset": self.preset}
 
     def adapt(self, model: nn.Module, task: Ade20k, setup: Setup) -> Callable[[Sequence[Any]], list[Any]]:
         """Train the head, and return the function from PIL images to logits (C, h, w)."""
@@ -87,6 +88,7 @@ class SegmentationProtocol(DenseProtocol):
             "test_resize": f"short side {self.scales.short}, long side at most {self.scales.long}, bilinear, Pillow",
             "pyramid": pyramid.details,
             **trained.details,
+            "trained_sha256": state_sha256(trained.module),
         }
         return partial(self._predict, trained.module, crop, setup)
 

@@ -13,19 +13,18 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
     "errors", "distributed", "registry", "progress", "images", "metric", "journal", "statistics", "significance",
-    "resampling", "record", "store", "checkpoint",
-    "cgroup", "nvml", "environment", "factory", "models", "weights", "cache", "sources", "blocks", "features",
-    "pyramid", "alone", "preprocessing",
+    "resampling", "record", "cache", "location", "store", "album", "checkpoint",
+    "cgroup", "nvml", "environment", "mmseg_config", "mmseg_segmentor", "factory", "models", "weights",
+    "sources", "blocks", "features", "pyramid", "mmseg_backbone", "alone", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
     "scaling", "growth", "costs",
     "executors", "predictions", "api",
     "race", "suite", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page",
-    "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report",
-    "baseline", "audit",
+    "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report", "baseline", "audit", "show",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "sweep", "plot", "panels", "growth_report",
     "options", "command", "cost_cli", "sweep_cli", "attention_cli",
-    "compare_cli", "board_cli", "suite_cli", "audit_cli", "cache_cli", "submit_cli",
+    "compare_cli", "board_cli", "suite_cli", "audit_cli", "show_cli", "cache_cli", "submit_cli",
     "cli",
 )  # fmt: skip
 

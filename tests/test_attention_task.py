@@ -95,13 +95,13 @@ def test_counts_are_the_closed_forms_and_the_control_stands_beside(
     assert record.error is None
     values = record.values()
     for side in (3, 4, 5):
-        rest = 0 if scope == "alone" else side**2 * 12 * 16 + 16 * 1000
+        rest = 0 if scope == "alone" else side**2 * 12 * 16 + 16 * 10
         for part, name in (("", "linear"), ("_control", "softmax")):
             macs = sum(ATTENTIONS.get(name).card.macs(site) for site in sites(side)[:taken])
             assert values[f"gmacs{part}_n{side**2}"] == pytest.approx((macs + rest) / 1e9)
     parameters = sum(ATTENTIONS.get("linear").card.parameters(site) for site in sites(4)[:taken])
     assert values["parameters"] == pytest.approx(
-        (parameters + (0 if scope == "alone" else 12 * 16 + 16 + 17 * 1000)) / 1e6
+        (parameters + (0 if scope == "alone" else 12 * 16 + 16 + 17 * 10)) / 1e6
     )
     assert record.details["control"] == "toys.py:carrier+softmax"
     samples = {m.metric.name: m.samples for m in record.measurements}

@@ -154,6 +154,7 @@ def as_mmseg(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
     return prediction - 1, torch.where(annotation == 0, 255, annotation - 1)
 
 
+@pytest.mark.mmseg
 @pytest.mark.filterwarnings("ignore")
 def test_mmsegmentation_agrees_exactly() -> None:
     metric = mmseg_metric()
@@ -172,6 +173,7 @@ def test_mmsegmentation_agrees_exactly() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.mmseg
 @pytest.mark.filterwarnings("ignore")
 def test_images_of_ade20ks_size_are_counted_eight_times_as_fast() -> None:
     metric = mmseg_metric()

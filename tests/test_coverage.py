@@ -131,7 +131,7 @@ def measured(outcomes: Outcomes, metric: str) -> Measurement:
 @pytest.mark.parametrize("metric", sorted(WORLDS))
 def test_the_bootstrap_covers_what_sets_of_this_size_give(metric: str) -> None:
     rng = np.random.default_rng(0)
-    found = [measured(WORLDS[metric](rng), metric) for _ in range(600)]
+    found = [measured(WORLDS[metric](rng), metric) for _ in range(500)]
     truth = np.mean([one.value for one in found if one.value is not None])
     covered = [one.interval is not None and one.interval[0] <= truth <= one.interval[1] for one in found]
     assert LOW < np.mean(covered) < HIGH
@@ -201,8 +201,8 @@ def test_boards_of_equal_models_tell_none_apart_nineteen_times_in_twenty() -> No
 
 def test_boards_by_the_paired_bootstrap_tell_no_equal_models_apart() -> None:
     make, spoiled = partial(segments, images=60, classes=4), 0
-    for seed in range(40):
-        models = [resampled(one, "miou", 128) for one in alike(make, seed, 4)]
+    for seed in range(30):
+        models = [resampled(one, "miou", 100) for one in alike(make, seed, 4)]
         ranks = rank_intervals([one.value for one in models], resampled_pairs(models))
         spoiled += any(rank != (1, 4) for rank in ranks)
     assert spoiled <= 2

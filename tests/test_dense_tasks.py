@@ -111,7 +111,7 @@ def test_a_segmenter_gives_logits_of_any_size_or_labels(scenes: Path) -> None:
 
 
 def test_logits_are_resized_before_the_best_class_is_taken() -> None:
-    logits = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(150, 7, 9, generator=torch.Generator().manual_seed(0))
     expected = functional.interpolate(logits[None], (31, 40), mode="bilinear", align_corners=False)[0].argmax(0)
     assert (to_labels(logits, (31, 40)) == expected.numpy()).all()
 
@@ -119,7 +119,8 @@ def test_logits_are_resized_before_the_best_class_is_taken() -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (torch.full((3, 4, 4), float("nan")), "NaN or infinite"),
+        (torch.full((150, 4, 4), float("nan")), "NaN or infinite"),
+        (torch.zeros(19, 4, 4), "logits of 19 classes; expected ADE20K's 150"),
         (np.zeros((3, 3), np.int64), r"int64 \(3, 3\); expected"),
         (np.zeros((4, 4)), r"float64 \(4, 4\); expected"),
         (np.full((4, 4), 150), "label 150; expected 0 to 149"),

@@ -23,10 +23,13 @@ from harness.task import build_task
 from tasks.data import mini_ade20k, mini_coco
 from tasks.data.dense_samples import DetectionSample, Samples, Scales, SegmentationSample, objects_by_image
 from tasks.data.train_loader import SampledSteps
+from tasks.metrics.panoptic import Segment
 
 SEGMENTERS = ("linear", "semantic_fpn", "upernet")
 DETECTORS = ("mask_rcnn", "retinanet", "fcos")
+PANOPTIC = "coco_panoptic:panoptic_fpn"
 KINDS = ("timm:resnet18", "timm:test_convnext", "timm:swin_tiny_patch4_window7_224", "vit_t16", "timm:test_maxvit")
+OWN, NAMED = "channels, strides and features", "names of layers"
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,20 @@ class Backbone(nn.Module):
             images = stage(images)
             found.append(images)
         return found
+
+
+class Stranger(nn.Module):
+    """A classifier that says nothing of its maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = Backbone().stages
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            images = stage(images)
+        return self.head(images.mean(dim=(2, 3)))
 
 
 def backbone() -> nn.Module:
@@ -99,11 +116,21 @@ def test_a_detector_learns(head: str, data: Path) -> None:
     assert (values(evaluation)["mask_ap"] is None) == (head != "mask_rcnn")
 
 
+def test_a_panoptic_segmenter_learns(data: Path) -> None:
+    evaluation = evaluate(f"{PANOPTIC},preset=mini,steps=20,batch=2,score=0.1", data, backbone(), image_size=(64, 96))
+    loss = evaluation.details["training_loss"]
+    assert np.mean(loss[-3:]) < 0.8 * np.mean(loss[:3])
+    assert evaluation.details["merging"] == {"score": 0.1, "overlap": 0.5, "stuff_area": 340}
+    assert evaluation.details["training_images"] == 6
+    assert set(values(evaluation)) >= {f"{n}{r}" for n in ("pq", "sq", "rq") for r in ("", "_things", "_stuff")}
+
+
 @pytest.mark.parametrize(
     "task_id",
     [
         "ade20k:semantic_fpn",
         "coco:fcos",
+        PANOPTIC,
         pytest.param("ade20k:upernet", marks=pytest.mark.slow),
         pytest.param("coco:mask_rcnn", marks=pytest.mark.slow),
     ],
@@ -277,19 +304,25 @@ def test_crowds_are_not_trained_on(data: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 64), (75, 101)])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, OWN, NAMED])
 @pytest.mark.parametrize(
-    "task_id", [*(f"ade20k:{head}" for head in SEGMENTERS), *(f"coco:{head}" for head in DETECTORS)]
+    "task_id", [*(f"ade20k:{head}" for head in SEGMENTERS), *(f"coco:{head}" for head in DETECTORS), PANOPTIC]
 )
 def test_each_head_trains_on_each_kind(task_id: str, name: str, size: tuple[int, int], data: Path) -> None:
     torch.manual_seed(0)
-    model = build_model(name, any_size=True)
-    evaluation = evaluate(f"{task_id},preset=mini,steps=2,batch=2,frozen=false", data, model, image_size=size)
+    own = {OWN: Backbone, NAMED: Stranger}
+    model = own[name]() if name in own else build_model(name, any_size=True)
+    layers = ",layers=stages.0+stages.1+stages.2+stages.3" if name == NAMED else ""
+    evaluation = evaluate(f"{task_id},preset=mini,steps=2,batch=2,frozen=false{layers}", data, model, image_size=size)
     assert np.isfinite(evaluation.details["training_loss"]).all()
     assert evaluation.measurements[0].value is not None
+    assert {"optimizer", "lr", "weight_decay", "schedule", "warmup", "batch", "steps"} <= set(
+        evaluation.details["recipe"]
+    )
+    assert evaluation.details["augmentation"]
 
 
-# --- on the whole embedded data --------------------------------------------------------------------------------------
+# --- on the whole embedded data, each head finds more than who does not look ------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -300,26 +333,65 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def trained(task_id: str, embedded: Path) -> dict[str, float | None]:
+    torch.manual_seed(0)
+    return values(evaluate(f"{task_id},preset=mini", embedded, build_model("timm:resnet18", any_size=True)))
+
+
 @pytest.mark.slow
-def test_a_segmenter_beats_the_majority_on_the_embedded_scenes(embedded: Path) -> None:
+@pytest.mark.parametrize("head", SEGMENTERS)
+def test_a_segmenter_beats_the_majority_on_the_embedded_scenes(head: str, embedded: Path) -> None:
     task: Any = build_task("ade20k", embedded)
     labels = np.concatenate([task.annotated.read(name).ravel() for name in task.annotated.names])
     counts = np.bincount(labels[labels > 0], minlength=151)
     majority = task.measure(
         lambda pictures: [np.full(p.size[::-1], counts.argmax() - 1) for p in pictures], Setup(batch_size=8)
     )
-    torch.manual_seed(0)
-    model = build_model("timm:resnet18", any_size=True)
-    found = values(evaluate("ade20k:semantic_fpn,preset=mini", embedded, model))
+    found = trained(f"ade20k:{head}", embedded)
     assert values(majority)["miou"] < 0.1  # type: ignore[operator]
     assert found["miou"] > 0.3  # type: ignore[operator]
     assert found["aacc"] > 0.8  # type: ignore[operator]
 
 
+def blind_detector(task: Any) -> Any:
+    """A detector that finds the boxes of the training images in every image, the most frequent kind surest."""
+    sizes = {str(image.id): (image.width, image.height) for image in task.training.images}
+    own = [one for one in task.training.annotations if not one.iscrowd][:100]
+    label = task.training.label()
+    labels = np.array([label[one.category_id] for one in own])
+    shares = np.array([(x, y, x + w, y + h) for x, y, w, h in (one.bbox for one in own)])
+    shares /= np.array([2 * sizes[str(one.image_id)] for one in own])
+    scores = np.bincount(labels)[labels] / len(labels)
+    return lambda pictures: [
+        {"boxes": shares * (2 * picture.size), "labels": labels, "scores": scores} for picture in pictures
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("head", "least"), [("mask_rcnn", 0.1), ("fcos", 0.1), ("retinanet", 0.01)])
+@pytest.mark.parametrize(("head", "least"), [("mask_rcnn", 0.1), ("fcos", 0.1), ("retinanet", 0.1)])
 def test_a_detector_finds_shapes_in_the_embedded_scenes(head: str, least: float, embedded: Path) -> None:
-    torch.manual_seed(0)
-    model = build_model("timm:resnet18", any_size=True)
-    found = values(evaluate(f"coco:{head},preset=mini", embedded, model))
+    task: Any = build_task("coco", embedded)
+    blind = values(task.measure(blind_detector(task), Setup(batch_size=8)))
+    found = trained(f"coco:{head}", embedded)
+    assert blind["box_ap50"] < least / 2  # type: ignore[operator]
     assert found["box_ap50"] > least  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_a_panoptic_segmenter_finds_things_and_stuff_in_the_embedded_scenes(embedded: Path) -> None:
+    task: Any = build_task("coco_panoptic", embedded)
+
+    def majority(pictures: Any) -> list[Any]:
+        """The most frequent stuff everywhere."""
+        return [(np.ones(p.size[::-1], np.int64), [Segment(1, most)]) for p in pictures]
+
+    areas: dict[int, int] = {}
+    for one in task.panoptic.maps.values():
+        for info in one.segments_info:
+            areas[info.category_id] = areas.get(info.category_id, 0) + info.area
+    most = max(areas, key=lambda category: areas[category])
+    blind = values(task.measure(majority, Setup(batch_size=8)))
+    found = trained(PANOPTIC, embedded)
+    assert blind["pq"] < 0.1  # type: ignore[operator]
+    assert found["pq_stuff"] > 0.5  # type: ignore[operator]
+    assert found["pq_things"] > 0.02  # type: ignore[operator]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from baselines.layers.segmenter import cross_entropy
@@ -134,6 +135,7 @@ def test_ranks_end_where_one_process_does(two: list[dict[str, Any]], tmp_path: P
                 assert torch.equal(found[part][name], two[0]["trained"][part][name]), name
         assert found["curve"] == pytest.approx(alone["curve"], abs=1e-5)
         assert (found["details"]["ranks"], alone["details"]["ranks"]) == (2, 1)
+        assert found["details"]["batch_norm_over"] == "each rank's images"
     assert torch.equal(alone["net"]["never"], torch.ones(2))
     assert not torch.equal(alone["net"]["extra"], torch.ones(3))
     assert abs(alone["curve"][-1] - alone["curve"][0]) > 0.1
@@ -164,6 +166,21 @@ def test_a_rank_takes_its_share_of_each_batch() -> None:
     taken = list(SampledSteps(range(100), Setup(), 6, range(2, 5)))
     assert taken == [[15, 16, 17], [21, 22, 23], [27, 28, 29]]
     assert list(SampledSteps(range(100), Setup(), 6, range(2, 5), workers=2)) == taken
+
+
+def test_batch_normalisation_counts_all_images_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), BatchNormAct2d(4))
+    assert distributed.synchronize_norms(module, "cuda") == ""
+    monkeypatch.setattr(distributed, "_meeting", distributed.Meeting(store=None))  # type: ignore[arg-type]
+    assert distributed.synchronize_norms(module, "cpu") == "each rank's images"
+    assert type(module[1]) is nn.BatchNorm2d
+    before = list(module.parameters())
+    assert distributed.synchronize_norms(module, "cuda") == "the images of all ranks"
+    assert isinstance(module[1], nn.SyncBatchNorm)
+    assert isinstance(module[2], nn.SyncBatchNorm)
+    assert isinstance(module[2].act, nn.ReLU)
+    # An optimiser that was made before holds the same parameters.
+    assert all(one is other for one, other in zip(module.parameters(), before, strict=True))
 
 
 @pytest.mark.usefixtures("of_two")

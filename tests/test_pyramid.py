@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -162,6 +163,18 @@ def test_native_maps_have_nothing_learned_on_top() -> None:
     assert pyramid.strides == (16,)
     assert pyramid.channels == (192,)
     assert not list(pyramid.levels.parameters())
+
+
+def test_a_copy_has_the_maps_of_its_own_backbone() -> None:
+    """Trainers keep moving averages in copies of the model."""
+    images = torch.randn(1, 3, 64, 64)
+    for pyramid in (Pyramid(Declared()), Pyramid(build_model("timm:resnet18"), ["layer2", "layer3"], size=(64, 64))):
+        copied, before = deepcopy(pyramid.eval()), pyramid.features(images)
+        assert all(map(torch.equal, copied.features(images), before))
+        for parameter in copied.backbone.parameters():
+            parameter.data.zero_()
+        assert all(map(torch.equal, pyramid.features(images), before))
+        assert not torch.equal(copied.features(images)[0], before[0])
 
 
 def test_losses_of_the_mixers_are_kept_for_the_trainer() -> None:

@@ -21,6 +21,7 @@ from harness.registry import (
     DETECTORS,
     HEADS,
     MODELS,
+    PANOPTIC_SEGMENTERS,
     PROTOCOLS,
     ROOT,
     SEGMENTERS,
@@ -220,7 +221,8 @@ def test_a_plugin_cannot_take_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_listing_tasks_and_protocols_does_not_import_torch() -> None:
     code = (
-        "import sys; from harness.registry import *; print(*TASKS, *PROTOCOLS, *SEGMENTERS, *DETECTORS)\n"
+        "import sys; from harness.registry import *\n"
+        "print(*TASKS, *PROTOCOLS, *SEGMENTERS, *DETECTORS, *PANOPTIC_SEGMENTERS)\n"
         "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
     )
     done = in_python(code)
@@ -229,7 +231,9 @@ def test_listing_tasks_and_protocols_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "found", [MODELS, ATTENTIONS, TASKS, PROTOCOLS, SEGMENTERS, DETECTORS, HEADS, COSTS], ids=lambda r: r.kind
+    "found",
+    [MODELS, ATTENTIONS, TASKS, PROTOCOLS, SEGMENTERS, DETECTORS, PANOPTIC_SEGMENTERS, HEADS, COSTS],
+    ids=lambda r: r.kind,
 )
 def test_every_registry_holds_something_of_its_own(found: Registry[Any]) -> None:
     assert len(found) > 0

@@ -9,6 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_a_pickle_that_runs_code_does_not(where: str, save: Callable[..., Path],
     ("extra", "name"),
     [
         (argparse.Namespace(lr=0.1), "argparse.Namespace"),
-        (np.float64(0.8), "numpy._core.multiarray.scalar"),
+        (Decimal(1), "decimal.Decimal"),
         (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
     ],
 )
@@ -56,6 +57,8 @@ def test_what_is_no_tensor_is_named(extra: Any, name: str, save: Callable[..., P
     assert f"it calls for {name}, and may run any code" in refusal(save({"model": a_state(), "args": extra}))
 
 
+# The one exception lets names through as something that does nothing.
+INERT = "torch.serialization.safe_globals([(Inert, name) for name in LOGGED])"
 UNSAFE = (
     r"(import pickle\b|from pickle import (?!UnpicklingError$)|torch\.serialization|torch\.hub|.*allow_pickle=True)"
 )
@@ -73,7 +76,7 @@ def test_every_load_is_weights_only() -> None:
         assert not names & {"joblib", "dill", "cloudpickle"}, path
         for node in ast.walk(tree):
             text = ast.unparse(node) if isinstance(node, ast.Call | ast.Import | ast.ImportFrom) else ""
-            assert not re.match(UNSAFE, text), text
+            assert text == INERT or not re.match(UNSAFE, text), text
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "load_state_dict_from_url"):
                 calls.append({word.arg: ast.unparse(word.value) for word in node.keywords})
     assert calls

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from harness.costs.counter import storage_id
 from harness.costs.training import loss, training
 from harness.device import evaluating, synchronize
 from harness.errors import reason
@@ -88,12 +87,16 @@ def weights_bytes(model: nn.Module) -> int:
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the storages of some tensors, a shared one once."""
+    from harness.costs.counter import storage_id
+
     return sum({storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 def saved_bytes(model: nn.Module, images: Tensor, setup: Setup) -> int:
     """Return the bytes that autograd keeps from a forward pass for its backward, without weights and input."""
     from torch.autograd.graph import saved_tensors_hooks
+
+    from harness.costs.counter import storage_id
 
     known = {storage_id(tensor) for tensor in (*model.parameters(), *model.buffers(), images)}
     saved: dict[int, int] = {}

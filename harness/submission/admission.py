@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.audit import verify
 from harness.errors import DuplicateName, RecordError
 from harness.record import Record
-from harness.store import Store, write_atomically
+from harness.store import Store
 from harness.submission.evaluation import kept
 from harness.submission.plan import folder_sha256
 
@@ -32,9 +32,7 @@ def admit(folder: Path, place: Path, results: Store) -> list[Record]:
         raise RecordError(f"Records of {str(folder)!r} are gone: run it again with `run_bench.py submit run`.")
     _check_names(records, report.sha256, source, results)
     for record in records:
-        # The outcomes first: a record without them would be a doubt.
-        for path in _files(record, source):
-            write_atomically(results.root / path.relative_to(source.root), path.read_bytes())
+        results.location.write(source.files(record))
     return records
 
 
@@ -46,16 +44,11 @@ def _check_names(records: list[Record], sha256: str, source: Store, results: Sto
         owner = other.details.get("submission", {})
         if other.model in names and other.provenance != "published" and owner.get("sha256") != sha256:
             what = f"another submission (SHA-256 {owner['sha256'][:8]})" if owner else "a model that was not submitted"
-            raise DuplicateName(f"{other.model!r} names {what} in {str(results.root)!r}: choose another name.")
+            raise DuplicateName(f"{other.model!r} names {what} in {str(results)!r}: choose another name.")
     for record in records:
-        for path in _files(record, source):
-            target = results.root / path.relative_to(source.root)
-            if target.exists() and target.read_bytes() != path.read_bytes():
+        for name, content in source.files(record).items():
+            if results.location.read(name) not in (None, content):
                 raise DuplicateName(
-                    f"{str(target)!r} is there with other content. Remove it to replace it, with the file of outcomes."
+                    f"'{results}/{name}' is there with other content. Remove it to replace it, with the file of "
+                    "outcomes."
                 )
-
-
-def _files(record: Record, source: Store) -> list[Path]:
-    outcomes = [source.outcomes / f"{record.name}.csv.gz"] if record.outcomes_sha256 else []
-    return [*outcomes, source.records / f"{record.name}.json"]

@@ -175,15 +175,15 @@ def _found(submission: Submission, plan: Plan, store: Store) -> Iterator[tuple[R
         BenchError, OSError: a file that is too large, no record, or not as it was written.
     """
     provenance = "predictions" if plan.predictions else "measured"
-    for path in sorted(store.records.glob("*.json")):
-        if problem := inside(store.root, f"records/{path.name}", LARGEST_RECORD):
+    for name in store.names():
+        if problem := inside(store.root, f"records/{name}", LARGEST_RECORD):
             raise RecordError(f"{problem.message} {problem.fix}")
-        record = store.read(path)
+        record = store.read(name)
         mine = record.model == expected_model(submission) and record.setup.limit == plan.limit
-        if not mine or (record.task not in plan.tasks and not plan.predictions) or path.stem != record.name:
+        if not mine or (record.task not in plan.tasks and not plan.predictions) or name != f"{record.name}.json":
             continue
         if record.provenance != provenance or record.content_sha256 != content_sha256(record):
-            raise RecordError(f"{path.name} is not as the harness wrote it.")
+            raise RecordError(f"{name} is not as the harness wrote it.")
         yield record, store.read_outcomes(record) if record.outcomes_sha256 else None
 
 
@@ -191,7 +191,7 @@ class Both(Store):
     """The records of a store, with those of another as if they had been admitted; nothing is written."""
 
     def __init__(self, first: Store, second: Store) -> None:
-        super().__init__(first.root)
+        super().__init__(first.location)
         self._second = second
 
     def has_outcomes(self, record: Record) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -63,6 +64,19 @@ class Panoptic:
     maps: Mapping[str, Map]
     folder: Path
     stamp: DataStamp
+
+    def labels(self, things: bool) -> dict[int, int]:
+        """Return the label, from 1, of each category id of things, or of stuff."""
+        own = [category.id for category in self.categories if bool(category.isthing) == things]
+        return {category: label for label, category in enumerate(own, 1)}
+
+    def category_map(self) -> Mapping[str, Any]:
+        """Return what records say of the categories, in the order of their ids."""
+        return {
+            "categories": [c.name for c in self.categories],
+            "category_ids": [c.id for c in self.categories],
+            "things": [c.id for c in self.categories if c.isthing],
+        }
 
 
 def read_panoptic(path: Path) -> Panoptic:

@@ -13,13 +13,15 @@ from harness.registry import GENERATORS
 from tasks.data.mini_scenes import DIFFICULTY, GROUNDS, KINDS, Scene, draw_scene
 from tasks.data.publish import check_parameters, publish
 
-GENERATOR = 1  # to be raised whenever a byte changes
+GENERATOR = 2  # to be raised whenever a byte changes
 FOLDER = "ADEChallengeData2016"
 JPEG_QUALITY = 92
 OTHER = 0
 # The challenge's labels of these grounds, and labels that stand for the shapes; the first and the last among them.
 LABELS = dict(zip((*GROUNDS, *KINDS), (3, 10, 22, 47, 120, 42, 1, 150, 78, 94), strict=True))
 SPLITS = {"training": "train", "validation": "val"}
+CLASSES = 150
+NAMES_FILE = "objectInfo150.txt"
 
 
 @GENERATORS.register(FOLDER)
@@ -51,6 +53,7 @@ def _names(counts: Mapping[str, int]) -> Iterator[tuple[int, int, str, str]]:
 
 
 def _files(counts: Mapping[str, int]) -> Iterator[str]:
+    yield NAMES_FILE
     for _, _, split, name in _names(counts):
         yield f"images/{split}/{name}.jpg"
         yield f"annotations/{split}/{name}.png"
@@ -61,6 +64,9 @@ def _write(folder: Path, counts: Mapping[str, int], seed: int, difficulty: float
     for kind in ("images", "annotations"):
         for split in counts:
             (folder / kind / split).mkdir(parents=True)
+    names = {label: name for name, label in LABELS.items()}
+    lines = [f"{label}\t{names.get(label, 'unused')}\n" for label in range(1, CLASSES + 1)]
+    (folder / NAMES_FILE).write_text("Idx\tName\n" + "".join(lines), encoding="utf-8")
     for number, image, split, name in track(list(_names(counts)), "draw scenes"):
         # Other scenes than those of the embedded COCO.
         scene = draw_scene((seed, 2 + number, image), difficulty)

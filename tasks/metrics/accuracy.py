@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, ModelError
@@ -34,12 +34,20 @@ class Accuracy:
         real: for items, the classes that are right in ImageNet ReaL (arXiv:2006.07159); those without any are left
             out of that number.
         per_class: whether the headline is the mean of the classes' accuracies, over those that have images.
+        look: called with the items of each batch, their scores and their best classes.
     """
 
-    def __init__(self, classes: int, real: Mapping[str, Sequence[int]] | None = None, per_class: bool = False) -> None:
+    def __init__(
+        self,
+        classes: int,
+        real: Mapping[str, Sequence[int]] | None = None,
+        per_class: bool = False,
+        look: Callable[[Sequence[str], Tensor, Tensor], None] | None = None,
+    ) -> None:
         self._classes = classes
         self._real = real or {}
         self._per_class = per_class
+        self._look = look
         self.rows: list[Row] = []
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
@@ -47,6 +55,8 @@ class Accuracy:
         ranked = rank(outputs, min(5, self._classes))
         for item, target, best in zip(batch.items, batch.targets.tolist(), ranked.tolist(), strict=True):
             self.rows.append((item, target, *best))
+        if self._look:
+            self._look(batch.items, outputs, ranked)
 
     def compute(self) -> Evaluation:
         """Return top-1, top-5 where there are more than five classes, and ReaL top-1 where there are labels.

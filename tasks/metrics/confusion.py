@@ -51,13 +51,18 @@ class Confusion:
         self._ignore = list(ignore)
         self.matrix: Counts = np.zeros((LEVELS, LEVELS), np.int64)  # (annotated, predicted)
 
-    def update(self, prediction: Labels, annotation: Labels) -> Counts:
-        """Count the pixels of one image, both (H, W), and return its own matrix (256, 256)."""
+    def count(self, prediction: Labels, annotation: Labels) -> Counts:
+        """Return the matrix (256, 256) of one image, both (H, W), and leave the whole as it is."""
         pairs = np.empty((*annotation.shape, 2), np.uint8)
         pairs[..., 0], pairs[..., 1] = prediction, annotation
         codes = pairs.view("<u2").ravel()
         found: Counts = np.bincount(codes, minlength=LEVELS * LEVELS).reshape(LEVELS, LEVELS)
         found[self._ignore] = 0
+        return found
+
+    def update(self, prediction: Labels, annotation: Labels) -> Counts:
+        """Count the pixels of one image, both (H, W), and return its own matrix (256, 256)."""
+        found = self.count(prediction, annotation)
         self.matrix += found
         return found
 

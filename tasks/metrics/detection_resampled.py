@@ -7,7 +7,6 @@ by their number alone.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +64,7 @@ class Detection:
 
     def values(self, counts: Counts, wanted: Sequence[str]) -> Values:
         """Return numbers (R,) for counts (items, R)."""
-        found = {}
+        found: dict[str, Floats] = {}
         for kind, categories in self._categories.items():
             numbers = [number for number in NUMBERS if f"{kind}_{number}" in wanted]
             if numbers:

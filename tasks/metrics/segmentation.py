@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
+from harness.journal import Kept
 from harness.metric import Row
-from tasks.metrics.confusion import Confusion, Labels, boundary
+from tasks.metrics.confusion import LEVELS, Confusion, Counts, Labels, boundary
 
 
 class Segmentation:
@@ -25,15 +26,26 @@ class Segmentation:
 
     def update(self, name: str, prediction: Labels, annotation: Labels) -> None:
         """Count the pixels of one image, (H, W) both, and those of its boundaries."""
-        counted = self._pixels.areas(self._pixels.update(prediction, annotation))
+        self.add(self.count(name, prediction, annotation))
+
+    def add(self, entry: Kept) -> None:
+        """Take in what was counted of one image."""
+        name, pixels, edges = entry[0], *map(_dense, entry[1:])
+        self._pixels.matrix += pixels
+        self._edges.matrix += edges
+        counted = self._pixels.areas(pixels) + self._edges.areas(edges)
+        for label in np.flatnonzero(counted[1] + counted[2]).tolist():
+            self.rows.append((name, label + 1, *(int(areas[label]) for areas in counted)))
+
+    def count(self, name: str, prediction: Labels, annotation: Labels) -> Kept:
+        """Return the name of an image, and how often each pair of labels occurs in it and at its boundaries."""
+        pixels = self._pixels.count(prediction, annotation)
         # Inside its boundary a label is kept, outside it is none; pixels that do not count are in no boundary.
         counts = (annotation > 0) & (annotation <= self.classes)
         drawn, found = (np.where(counts, labels, 0).astype(np.uint8) for labels in (annotation, prediction))
         drawn, found = (np.where(boundary(labels), labels, 0).astype(np.uint8) for labels in (drawn, found))
         near = np.where(counts & (drawn == 0), self.classes + 1, drawn).astype(np.uint8)
-        counted += self._edges.areas(self._edges.update(found, near))
-        for label in np.flatnonzero(counted[1] + counted[2]).tolist():
-            self.rows.append((name, label + 1, *(int(areas[label]) for areas in counted)))
+        return name, _sparse(pixels), _sparse(self._edges.count(found, near))
 
     def values(self) -> dict[str, float]:
         """Return the scores by name, in 0..1; NaN where no pixel was annotated."""
@@ -61,3 +73,16 @@ class Segmentation:
                 f"The predicted labels seem to count classes from 0: {given:.0%} of the pixels are right as they are, "
                 f"{shifted:.0%} with 1 added. Expected 1 to {self.classes} as in the annotations, 0 for none. Add 1."
             )
+
+
+def _sparse(matrix: Counts) -> list[list[int]]:
+    """The places in a matrix that are not 0, and what is there."""
+    places = np.flatnonzero(matrix)
+    return [places.tolist(), matrix.ravel()[places].tolist()]
+
+
+def _dense(sparse: list[list[int]]) -> Counts:
+    """The matrix that `_sparse` was given."""
+    matrix: Counts = np.zeros((LEVELS, LEVELS), np.int64)
+    matrix.ravel()[sparse[0]] = sparse[1]
+    return matrix

@@ -12,7 +12,7 @@ from harness.progress import track
 from harness.record import Setup
 from harness.registry import PROTOCOLS
 from harness.task import Batch
-from tasks.frozen import FrozenProtocol, Predict
+from tasks.frozen import FrozenProtocol, Predict, Scale
 from tasks.heads.scaling import ROWS
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class NearestNeighbours(FrozenProtocol):
     k: int = 20
     temperature: float = 0.07
     others: ClassVar[tuple[int, ...]] = (10, 20, 100, 200)
+    scale: ClassVar[Scale] = "votes"
     _itself: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:

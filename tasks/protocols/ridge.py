@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.errors import SetupError
 from harness.features import Features
 from harness.record import Setup
 from harness.registry import PROTOCOLS
-from tasks.frozen import FrozenProtocol, Predict
+from tasks.frozen import FrozenProtocol, Predict, Scale
 from tasks.heads.classes import present
 from tasks.heads.held_out import best
 from tasks.heads.ridge import fit_ridge
@@ -31,6 +31,7 @@ class RidgeClassifier(FrozenProtocol):
     """
 
     alpha: float | None = None
+    scale: ClassVar[Scale] = "scores"
     _details: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

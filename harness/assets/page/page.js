@@ -239,9 +239,13 @@ function openDetails(number) {
   const model = data.models[number];
   $("details-title").textContent = model.name;
   const parts = model.records.map((record) => {
-    const rows = record.measurements.map(([name, unit, value, reason]) => [name, value === null ? `– ${reason}` : `${+value.toPrecision(6)} ${unit}`]);
+    const rows = record.measurements.map(([number, value, reason]) => {
+      const [name, unit] = data.quantities[number];
+      return [name, value === null ? `– ${reason}` : `${+value.toPrecision(6)} ${unit}`];
+    });
+    const about = { ...record.about, data: data.data[record.data], setup: data.setups[record.setup], environment: data.environments[record.environment] };
     return make("details", { open: model.records.length === 1 }, make("summary", {}, `${record.task} · ${record.provenance} · ${record.key}${record.refused ? ` · not ranked: ${record.refused}` : ""}`),
-      table(["metric", "value"], rows), make("pre", {}, record.command || "no command"), make("pre", {}, JSON.stringify({ ...record.about, environment: data.environments[record.environment] }, null, 1)));
+      table(["metric", "value"], rows), make("pre", {}, record.command || "no command"), make("pre", {}, JSON.stringify(about, null, 1)));
   });
   const facts = model.published.length ? [make("h3", {}, "Published and claimed"), table(["metric", "value", "measured", "difference", "source"], model.published)] : [];
   $("details-body").replaceChildren(...facts, ...parts);

@@ -1,0 +1,1 @@
+"""Drawing image, truth and prediction side by side."""

@@ -1,0 +1,1 @@
+"""Protocols that make a panoptic segmenter of a backbone, one file each."""
