@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from harness.metric import Metric
@@ -76,9 +77,12 @@ def _change(each: Contender) -> tuple[str, str]:
 def _cost(each: Contender, metric: Metric) -> str:
     if (found := each.costs.get(metric.name)) is None:
         return "–"
-    text = f"{found.value:.{metric.decimals}f}"
+    value = found.value or 0.0
+    # Three digits at least: small networks differ in what a column's usual decimals round off.
+    decimals = max(metric.decimals, 2 - math.floor(math.log10(value))) if value > 0 else metric.decimals
+    text = f"{value:.{decimals}f}"
     if found.interval:
-        text += f" ±{(found.interval[1] - found.interval[0]) / 2:.{metric.decimals}f}"
+        text += f" ±{(found.interval[1] - found.interval[0]) / 2:.{decimals}f}"
     return f"{text} {FRONT}" if metric.name in each.front else text
 
 

@@ -23,7 +23,7 @@ carrier = "pyramid_n"
 tasks = ["clevr_count:scratch,budget=mini,steps=2,batch=4,size=32,seeds=2"]
 [[runs]]
 carrier = "pyramid_n"
-tasks = ["cost:macs", "cost:parameters"]
+tasks = ["cost:parameters"]
 image_size = 32
 """
 
@@ -46,7 +46,7 @@ def test_one_command_from_nothing_to_the_pages(file: Path) -> None:
     store = Store(file.parent / "r")
     records = {(record.model, record.task.partition(":")[0]): record for record in store.load()}
     assert {model for model, _ in records} == {"pyramid_n", "pyramid_n+pooling"}
-    assert len(store.load()) == 6
+    assert len(store.load()) == 4
     for record in store.load():
         assert record.error is None
         assert record.environment.threads == 1
@@ -56,7 +56,7 @@ def test_one_command_from_nothing_to_the_pages(file: Path) -> None:
     page = (store.root / "tradeoff.md").read_text()
     assert "## pyramid\\_n" in page or "## pyramid_n" in page
     assert "control" in page
-    assert "gmacs (G)" in page
+    assert "parameters (M)" in page
     assert (store.root / "tradeoff_pyramid_n_clevr_count_dark.svg").is_file()
 
     pages = {path: path.read_bytes() for path in store.root.iterdir() if path.is_file()}
@@ -67,8 +67,8 @@ def test_one_command_from_nothing_to_the_pages(file: Path) -> None:
 
     assert call(file, "--only", "cost", "--rerun").exit_code == 0
     again = {path for path in times if path.stat().st_mtime_ns != times[path]}
-    assert {path.name.partition("__")[0] for path in again} == {"cost-macs", "cost-parameters"}
-    assert len(again) == 4
+    assert {path.name.partition("__")[0] for path in again} == {"cost-parameters"}
+    assert len(again) == 2
 
 
 def test_what_is_there_makes_pages(file: Path) -> None:
@@ -102,16 +102,16 @@ def test_a_file_that_is_no_suite(file: Path, old: str, new: str, message: str) -
 
 def test_names_are_checked_before_anything_runs(file: Path) -> None:
     with pytest.raises(
-        SetupError, match=r"--only is 'costs'; the suite has: clevr_count, clevr_count:scratch, cost, cost:macs"
+        SetupError, match=r"--only is 'costs'; the suite has: clevr_count, clevr_count:scratch, cost, cost:parameters"
     ):
         read_suite(file).pairs(["costs"])
-    assert [task for _, task, _ in read_suite(file).pairs(["cost:macs"])] == ["cost:macs"] * 2
+    assert [task for _, task, _ in read_suite(file).pairs(["cost:parameters"])] == ["cost:parameters"] * 2
     make_data(read_suite(file), file.parent / "d")
     file.write_text(SUITE.replace("pooling", "poolin"))
     with pytest.raises(BenchError, match="poolin"):
         run_suite(read_suite(file), file.parent / "d", Store(file.parent / "r"), executor="inline")
-    file.write_text(SUITE.replace("cost:macs", "cost:mac"))
-    with pytest.raises(UnknownName, match="Did you mean 'macs'"):
+    file.write_text(SUITE.replace("cost:parameters", "cost:parameter"))
+    with pytest.raises(UnknownName, match="Did you mean 'parameters'"):
         read_suite(file).pairs()
     assert not (file.parent / "r").exists()
 
