@@ -235,9 +235,10 @@ def test_the_csv_holds_every_number(board: Tradeoff) -> None:
 def test_figures_repeat_and_name_every_attention(board: Tradeoff) -> None:
     drawn = draw_tradeoff(board, "light")
     assert drawn == draw_tradeoff(board, "light") != draw_tradeoff(board, "dark")
-    assert drawn.count(b">softmax</text>") == len(board.costs) == 4
+    assert drawn.count(b">2  softmax</text>") == 1
+    assert drawn.count(b">2</text>") == len(board.costs) == 4  # its number in each plot
     bare = draw_tradeoff(replace(board, costs=board.costs[:1]), "dark")
-    assert bare.count(b">softmax</text>") == 1
+    assert bare.count(b">2</text>") == 1
 
 
 def test_pages_are_those_of_the_records(tmp_path: Path) -> None:
