@@ -12,6 +12,7 @@ from harness.command import csv_bytes, set_quiet
 from harness.errors import SetupError
 
 if TYPE_CHECKING:
+    from harness.growth_report import Group
     from harness.runner import Job
     from harness.store import Store
 
@@ -38,7 +39,7 @@ Memory = Annotated[float | None, typer.Option(help="GiB that a pass may need, el
 def attention(
     all: All = False,
     mixers: Mixers = None,
-    carrier: Carrier = "vit_t16,pyramid_t",
+    carrier: Carrier = "pyramid_t",
     alone: Alone = "vit_t16",
     tokens: Tokens = None,
     batch: Batch = "1",
@@ -120,15 +121,22 @@ def task_id(scope: str, chosen: dict[str, Any]) -> str:
 
 def write(store: Store) -> list[str]:
     """Write the tables and figures of all records of token counts in a store, and return where."""
-    from harness.growth_report import POINTS_HEAD, figures, grouped, points_rows, summary
+    from harness.growth_report import figures, grouped
 
     groups = grouped(store.load())
-    rows = [row for group in groups for row in points_rows(group)]
-    files = {"README.md": summary(groups).encode(), "points.csv": csv_bytes(POINTS_HEAD, rows)}
+    files = tables(groups)
     for group in groups:
         files |= figures(group)
     store.location.write({f"attention/{file}": content for file, content in files.items()})
     return [f"{store}/attention/{file}" for file in files]
+
+
+def tables(groups: Sequence[Group]) -> dict[str, bytes]:
+    """Return the page and the table of all points of some groups, by the names of their files."""
+    from harness.growth_report import POINTS_HEAD, points_rows, summary
+
+    rows = [row for group in groups for row in points_rows(group)]
+    return {"README.md": summary(groups).encode(), "points.csv": csv_bytes(POINTS_HEAD, rows)}
 
 
 def _names(text: str) -> Sequence[str]:

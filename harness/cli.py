@@ -268,7 +268,7 @@ def main() -> NoReturn:
             _check_torchrun()
         app()
     except BenchError as error:
-        _let_the_first_speak()
+        _let_the_first_speak(error)
         sys.exit(_complain(f"Error: {error}", EXIT_MISTAKE))
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED and distributed.first():
@@ -285,9 +285,9 @@ def _check_torchrun() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def _let_the_first_speak() -> None:
+def _let_the_first_speak(error: BenchError) -> None:
     """Give rank 0 time to say what is wrong, where that is the same for all: `torchrun` then ends this rank."""
-    if not distributed.first():
+    if not distributed.first() and not isinstance(error, distributed.FailedAlone):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         time.sleep(distributed.GRACE)

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GRACE = 10.0  # seconds for the others to fail too; else they wait for a rank that failed alone
+GRACE = 60.0  # seconds for the others to fail too, on a busy machine; else they wait for a rank that failed alone
 POLL = 0.05  # seconds
+
+
+class FailedAlone(ModelError):
+    """This rank failed, and the others wait for it in vain."""
 
 
 def active() -> bool:
@@ -109,7 +114,7 @@ class Meeting:
         """Wait until all ranks are done, and return the first error where there was one.
 
         Raises:
-            ModelError: this rank failed alone, so that the others wait for it in vain.
+            FailedAlone: the others are not done, since they wait for this rank.
         """
         self.store.set(f"done/{rank()}", "")
         until = time.monotonic() + GRACE if error else math.inf
@@ -120,7 +125,7 @@ class Meeting:
         if message != error:
             message = f"rank {culprit} of {count()}: {message}"
         if not together:
-            raise ModelError(message)
+            raise FailedAlone(message)
         return message
 
     def ask(self, compute: Callable[[], T]) -> T:
@@ -173,7 +178,10 @@ def joined(device: str) -> Iterator[Meeting]:
     distributed.init_process_group(backend, store=store, rank=rank(), world_size=count())
     _meeting = Meeting(store)
     try:
-        yield _meeting
+        with warnings.catch_warnings():
+            # Of weights with sides of 1 the strides are ambiguous; nothing is wrong with them.
+            warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
+            yield _meeting
     finally:
         _meeting = None
         distributed.destroy_process_group()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,13 @@ def _by_pair(records: Iterable[Record], side: str) -> dict[tuple[str, str, str],
 
 def setup_of(record: Record) -> str:
     """Return what the user chose for a record, in words, without what it came to, such as hashes of the weights."""
-    setup = asdict(record.setup)
-    weights, preprocessing = setup.pop("weights"), setup.pop("preprocessing")
-    chosen = {name: preprocessing[name] for name in preprocessing["overridden"]}
-    words = {"weights": weights["source"], **setup, **chosen}
+    setup, preprocessing = record.setup, record.setup.preprocessing
+    plain = [entry.name for entry in fields(setup) if entry.name not in ("weights", "preprocessing")]
+    words = {
+        "weights": setup.weights.source,
+        **{name: getattr(setup, name) for name in plain},
+        **{name: getattr(preprocessing, name) for name in preprocessing.overridden},
+    }
     return ", ".join(f"{name} {value}" for name, value in words.items() if value not in (None, False))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from harness.growth import QUANTITIES, Quantity, token_counts
 from harness.leaderboard import conditions
 from harness.metric import Measurement
-from harness.panels import Line, Panel, draw_panels
+from harness.multiples import Line, Panel, draw_multiples
 from harness.plot import THEMES
 from harness.record import Record, slug
 
@@ -20,9 +20,8 @@ POINTS_HEAD = (
     "control", "ratio", "ratio_low", "ratio_high", "reason", "record",
 )  # fmt: skip
 SUMMARY_HEAD = (
-    "mixer", "parameters (M)", "time / softmax", "forward and backward", "growth of time", "forward and backward",
-    "of memory", "forward and backward", "of MACs", "faster from", "forward and backward", "lighter from",
-    "forward and backward", "fewer MACs from",
+    "mixer", "parameters (M)", "time / softmax", "training", "growth of time", "of training time", "of memory",
+    "of training memory", "of MACs", "faster from", "in training", "lighter from", "in training", "fewer MACs from",
 )  # fmt: skip
 
 
@@ -118,7 +117,7 @@ def figures(group: Group) -> dict[str, bytes]:
         if quantity.name != "gmacs" and panels:
             label = f"{quantity.name.replace('_', ' ')} ({quantity.unit})"
             for theme in THEMES:
-                found[f"{group.stem}_{quantity.name}_{theme}.svg"] = draw_panels(panels, label, theme)
+                found[f"{group.stem}_{quantity.name}_{theme}.svg"] = draw_multiples(panels, label, theme)
     return found
 
 

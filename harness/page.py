@@ -48,6 +48,11 @@ def _json(found: Any) -> str:
     return text
 
 
+def _packed(found: Any) -> msgspec.Raw:
+    """A part of the JSON as text, which takes a tenth of the memory of its objects."""
+    return msgspec.Raw(msgspec.json.encode(found))
+
+
 def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, Any]:
     """Return what the script draws: boards, models with their records, what these share, and what was left out."""
     models, published = _Models(), defaultdict(list)
@@ -92,7 +97,7 @@ class _Models:
     """Records by model."""
 
     def __init__(self) -> None:
-        self.found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.found: dict[str, list[msgspec.Raw]] = defaultdict(list)
         self.numbers: dict[str, int] = {}
         self.shared = {kind: _Shared() for kind in ("environments", "setups", "data", "quantities")}
         self._quantities: dict[Metric, int] = {}
@@ -101,7 +106,7 @@ class _Models:
         """Take in a record, with the reason for which it does not rank."""
         self.numbers.setdefault(record.model, len(self.numbers))
         shared = self.shared
-        self.found[record.model].append({
+        self.found[record.model].append(_packed({
             "task": record.task, "key": record.key, "provenance": record.provenance, "command": record.command,
             "refused": refused, "environment": shared["environments"].number(record.environment),
             "setup": shared["setups"].number(record.setup), "data": shared["data"].number(record.data),
@@ -109,7 +114,7 @@ class _Models:
             "about": {
                 "started_at": record.started_at, "seconds": record.seconds, "source_sha256": record.source_sha256,
             },
-        })  # fmt: skip
+        }))  # fmt: skip
 
     def _measurement(self, one: Measurement) -> list[Any]:
         """The number of its quantity, the value, and where there is none the reason."""
@@ -130,7 +135,7 @@ def _board(board: Board, numbers: Mapping[str, int], identities: _Shared) -> dic
         "conditions": [[label, value] for label, value in board.conditions if label != "data"],
         "metrics": [_metric(metric) for metric in board.metrics],
         "best": [best_shown(board.rows, metric) for metric in board.metrics],
-        "rows": [_row(row, board.metrics, numbers, identities) for row in board.rows],
+        "rows": [_packed(_row(row, board.metrics, numbers, identities)) for row in board.rows],
     }
 
 

@@ -14,7 +14,7 @@ from harness.cache import cache_folder
 from harness.leaderboard import by_seed
 from harness.metric import Outcomes
 from harness.record import Record
-from harness.resampling import LEAST_ITEMS, RESAMPLES, SEED, replicates, statistic_of, whole
+from harness.resampling import AGREE, LEAST_ITEMS, RESAMPLES, SEED, replicates, statistic_of, whole
 from harness.significance import (
     Hits,
     PairedDifference,
@@ -25,8 +25,6 @@ from harness.significance import (
     seed_differences,
 )
 from harness.store import write_atomically
-
-AGREE = 1e-6
 
 
 class Source(Protocol):

@@ -24,6 +24,7 @@ SEED = 0
 # Fewer images tell too little of how much images differ.
 LEAST_ITEMS = 10
 AT_ONCE = 50
+# Two ways to one number differ by less.
 AGREE = 1e-6
 
 Counts = NDArray[numpy.uint8]  # (items, resamples)

@@ -37,9 +37,7 @@ def find(store: Store, text: str) -> tuple[Store, Record]:
         what = (
             f"{len(matching)} records match {text!r}: {', '.join(matching[:5])}" if matching else f"No record: {text!r}"
         )
-        raise RecordError(
-            f"{what}. Expected a file of {str(store)!r}, a key, or the beginning of one record's name."
-        )
+        raise RecordError(f"{what}. Expected a file of {str(store)!r}, a key, or the beginning of one record's name.")
     return store, store.read(f"{matching[0]}.json")
 
 

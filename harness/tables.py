@@ -111,7 +111,9 @@ def to_csv(boards: Sequence[Board]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(defuse, head))
-    writer.writerows([defuse(line.get(name)) for name in head] for line in lines)
+    # Most cells are numbers or empty: a call for each would take longer than writing them.
+    cells = ([line.get(name) for name in head] for line in lines)
+    writer.writerows([defuse(one) if isinstance(one, str) else one for one in line] for line in cells)
     return text.getvalue()
 
 

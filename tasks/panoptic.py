@@ -69,7 +69,7 @@ def merge(
     for index in np.argsort(-np.asarray(scores, float), kind="stable").tolist():
         free = masks[index] & (ids == VOID)
         area = int(masks[index].sum())
-        if area and scores[index] > rule.score and area - int(free.sum()) <= rule.overlap * area:
+        if free.any() and scores[index] > rule.score and area - int(free.sum()) <= rule.overlap * area:
             add(free, things[index])
     for category in np.unique(semantic).tolist():
         left = (semantic == category) & (ids == VOID)

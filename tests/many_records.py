@@ -50,7 +50,10 @@ def _record(model: str, task: str, size: int, number: int, numbers: random.Rando
         decoder="pil", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), source="model",
         fingerprint=f"{size:064x}",
     )  # fmt: skip
-    setup = replace(SETUP, weights=weights, preprocessing=preprocessing, precision=("fp32", "bf16")[number % 2])
+    setup = replace(
+        SETUP, weights=weights, preprocessing=preprocessing, precision=("fp32", "bf16")[number % 2],
+        batch_size=8 * (1 + number // 2),
+    )  # fmt: skip
     chosen: dict[str, object] = {
         "task_version": 1, "source_sha256": "", "setup": setup, "provenance": "measured", "environment": ENVIRONMENT,
         "command": f"run_bench.py run --model {model} --task {task} --weights pretrained --image-size {size},{size}",

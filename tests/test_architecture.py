@@ -22,7 +22,7 @@ ORDER = (
     "race", "suite", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page",
     "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report", "baseline", "audit", "show",
     "inspection", "confine", "isolation", "conformance", "submission",
-    "doctor", "breakdown", "reference", "sweep", "plot", "panels", "growth_report",
+    "doctor", "breakdown", "reference", "sweep", "plot", "multiples", "growth_report",
     "options", "command", "cost_cli", "sweep_cli", "attention_cli",
     "compare_cli", "board_cli", "suite_cli", "audit_cli", "show_cli", "cache_cli", "submit_cli",
     "cli",

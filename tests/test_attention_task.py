@@ -271,19 +271,17 @@ def command(results: Path, **options: Any) -> int:
 def test_the_command_measures_writes_and_goes_on(
     carrier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places: dict[str, Any] = {"alone": carrier, "carrier": carrier, "tokens": "9,16,25", "results": tmp_path / "r"}
-    assert command(mixers="linear", **places) == 0
-    assert command(mixers="linear,pooling", batch="1", **places) == 0
-    assert "2 of 4 were measured before" in capsys.readouterr().err
+    evaluate(f"{carrier}+linear", "scope=alone,tokens=9-16-25", tmp_path / "r", batch_size=1)
+    assert command(tmp_path / "r", mixers="linear,pooling", alone=carrier, tokens="9,16,25") == 0
+    assert "1 of 2 were measured before" in capsys.readouterr().err
     folder = tmp_path / "r" / "attention"
-    page = (folder / "README.md").read_text()
-    assert page.count("| pooling ") == 2
+    assert (folder / "README.md").read_text().count("| pooling ") == 1
     rows = list(csv.DictReader((folder / "points.csv").read_text().splitlines()))
     assert {row["tokens"] for row in rows} == {"9", "16", "25"}
-    assert len(rows) == 4 * 5 * 3
+    assert len(rows) == 2 * 5 * 3
     figures = [path.name for path in folder.glob("*.svg")]
-    assert "toys.py-carrier_carrier_b1_fp32_cpu_training_latency_dark.svg" in figures
-    assert len(figures) == 2 * 4 * 2
+    assert "toys.py-carrier_alone_b1_fp32_cpu_training_latency_dark.svg" in figures
+    assert len(figures) == 4 * 2
 
 
 def test_all_is_every_mixer() -> None:

@@ -18,6 +18,8 @@ from harness.metric import Evaluation
 from harness.record import Setup
 from tasks.ade20k import Ade20k
 from tasks.coco import Coco, from_entry, to_detections, to_entries
+from tasks.coco_panoptic import CocoPanoptic
+from tasks.data.coco_panoptic import read_ids, segments
 
 Predict = Callable[[Any], list[Any]]
 
@@ -62,9 +64,29 @@ def detector(task: Coco, masks: bool = True) -> Predict:
     return predict
 
 
+def boxes_alone(task: Coco) -> Predict:
+    return detector(task, masks=False)
+
+
 def segmenter(task: Ade20k) -> Predict:
     def predict(images: Any) -> list[Any]:
         return [(np.asarray(image, np.int64).sum(-1) * 7 % 150) for image in images]
+
+    return predict
+
+
+def panoptic(task: CocoPanoptic) -> Predict:
+    """The annotated segments, moved by some pixels."""
+    truth = {(image.height, image.width, n): image for n, image in enumerate(task.panoptic.images)}
+
+    def predict(images: Any) -> list[Any]:
+        found = []
+        for picture in images:
+            height, width = picture.size[::-1]
+            image = next(image for (h, w, _), image in truth.items() if (h, w) == (height, width))
+            one = task.panoptic.maps[str(image.id)]
+            found.append((np.roll(read_ids(task.panoptic.folder, one, image), 3, axis=1), segments(one)))
+        return found
 
     return predict
 
@@ -74,12 +96,12 @@ def equal(one: Evaluation, other: Evaluation) -> bool:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])
-@pytest.mark.parametrize("kind", ["boxes", "masks", "labels"])
+@pytest.mark.parametrize("kind", ["boxes", "masks", "labels", "segments"])
 def test_an_interrupted_evaluation_goes_on_to_the_same_result(
     kind: str, stop: int, scenes: Path, tmp_path: Path
 ) -> None:
-    task: Any = Ade20k(scenes) if kind == "labels" else Coco(scenes)
-    predict = segmenter(task) if kind == "labels" else detector(task, masks=kind == "masks")
+    task: Any = {"labels": Ade20k, "segments": CocoPanoptic}.get(kind, Coco)(scenes)
+    predict = {"labels": segmenter, "segments": panoptic, "masks": detector}.get(kind, boxes_alone)(task)
     setup = Setup(batch_size=1 if kind == "labels" else 2)
     images = 5 if kind == "labels" else 8
     whole = task.measure(predict, setup)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_records import PARAMETERS, cost
 
+from harness.attention_cli import tables
 from harness.growth import QUANTITIES, Pair, Points, summarise, token_counts
 from harness.growth_report import figures, grouped, points_rows, summary
 from harness.metric import Measurement
 from harness.record import Record, Setup
 from harness.scaling import THRESHOLD, crossing, crossing_interval, forecast
+from harness.store import Store
 
 SIZES = (49, 196, 784, 3136, 4096)
 
@@ -171,3 +174,11 @@ def test_figures_repeat_and_hold_a_panel_for_each_mixer() -> None:
     assert "window, 1.00" in text
     assert "agent, 1.00" in text
     assert "latency (ms)" in text
+
+
+def test_the_committed_tables_are_those_of_the_committed_records() -> None:
+    results = Path(__file__).resolve().parents[1] / "results"
+    groups, folder = grouped(Store(results).load()), results / "attention"
+    assert folder.exists() == bool(groups)
+    for name, content in tables(groups).items() if groups else ():
+        assert content == (folder / name).read_bytes(), name

@@ -18,7 +18,7 @@ from harness.metric import Measurement, Metric
 from harness.ranking import with_ranks
 from harness.record import Preprocessing, Record, Setup, Weights, from_json
 from harness.store import Store
-from harness.tables import to_csv, to_markdown
+from harness.tables import pipe_table, to_csv, to_markdown
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -236,3 +236,22 @@ def test_the_committed_pages_are_those_of_the_committed_records() -> None:
     for name, content in render([with_ranks(board, store) for board in boards], left_out).items():
         assert content == (results / name).read_bytes(), name
     assert verify(store) == []
+
+
+def test_tables_are_those_of_tabulate() -> None:
+    from tabulate import tabulate
+
+    head, align = ["#", "a model", "value (ms) ↓"], ("right", "left", "right")
+    rows = [["1=", "n", "**70.00**"], ["12", " padded ", "–"], ["3", "a longer name \\| with a bar", "1.00 ±0.50"]]
+    expected = tabulate(rows, head, tablefmt="pipe", colalign=align, disable_numparse=True)
+    assert pipe_table(head, rows, "rlr") == expected
+
+
+def test_the_csv_keeps_every_digit_and_quotes_names() -> None:
+    values = {"a,b": 70.123456789012, '"c"': 60.0, "d\ne": 1e-9}
+    records = [*(accuracy(model, value) for model, value in values.items()), cost("f", 1e22)]
+    lines = list(csv.DictReader(io.StringIO(to_csv(make_boards(records)[0]))))
+    assert [line["model"] for line in lines] == ["f", "a,b", '"c"', "d\ne"]
+    assert [line["top1"] for line in lines] == ["", "70.123456789012", "60.0", "1e-09"]
+    assert lines[0]["latency_b1"] == "1e+22"
+    assert to_csv([]) == "\n"

@@ -64,6 +64,11 @@ def test_a_dropped_thing_takes_nothing_from_the_next() -> None:
     assert merged(things, 10 * [0])[1] == {1: (CAT, 4), 2: (CAT, 2)}
 
 
+def test_a_thing_without_a_pixel_of_its_own_is_none() -> None:
+    rule = Merging(stuff_area=0, overlap=1.0)
+    assert merged([(bar(0, 4), CAT, 0.9), (bar(1, 3), DOG, 0.8)], 10 * [0], rule)[1] == {1: (CAT, 4)}
+
+
 def test_unsure_and_empty_things_are_dropped() -> None:
     things = [(bar(0, 3), CAT, 0.5001), (bar(3, 6), DOG, 0.5), (bar(6, 6), DOG, 0.9)]
     assert merged(things, 10 * [0])[1] == {1: (CAT, 3)}

@@ -85,7 +85,7 @@ def counted(outcomes: Outcomes, counts: np.ndarray) -> dict[str, float]:
 @pytest.mark.parametrize("kind", ["boxes", "masks"])
 def test_average_precision_is_that_of_pycocotools_on_repeated_images(kind: str) -> None:
     told = 0
-    for seed in range(40 if kind == "boxes" else 10):
+    for seed in range(25 if kind == "boxes" else 6):
         case = without_ties(random_case(seed))
         case = with_masks(case) if kind == "masks" else case
         counts = np.random.default_rng(seed).poisson(1, 10)
@@ -94,11 +94,11 @@ def test_average_precision_is_that_of_pycocotools_on_repeated_images(kind: str) 
             reference = expected[name.partition("_")[2]]
             told += 0.05 < reference < 0.95
             assert np.nan_to_num(value, nan=-1) == pytest.approx(reference, rel=0, abs=1e-13), f"seed {seed}"
-    assert told > (40 if kind == "boxes" else 10), "too few cases that are neither right nor wrong"
+    assert told > (25 if kind == "boxes" else 6), "too few cases that are neither right nor wrong"
 
 
 def test_with_every_image_once_ties_count_as_in_the_record() -> None:
-    for seed in range(40):
+    for seed in range(25):
         case = random_case(seed)
         statistic = statistic_of(detected(case, "boxes"))
         assert statistic is not None
@@ -243,12 +243,14 @@ def test_boards_comparisons_and_the_gate_use_the_paired_bootstrap(tmp_path: Path
     assert f"{found.change:+.4f}" in done.output
     saved(after, "good", segmented(0.9, 4))
     saved(after, "like it", segmented(1.2, 5))
-    saved(after, "poor", segmented(0.9, 3), shift=-0.004)
-    verdicts = {one.cell[0]: one for one in judge(before.load(), after.load(), Policy(), (before, after))}
+    saved(after, "poor", segmented(0.9, 3))
+    policy = Policy(accuracy_margin=2.0)
+    verdicts = {one.cell[0]: one for one in judge(before.load(), after.load(), policy, (before, after))}
     assert {model: one.verdict for model, one in verdicts.items()} == {
         "good": Verdict.WORSE, "like it": Verdict.SAME, "poor": Verdict.SAME,
     }  # fmt: skip
     assert "200 images, p = " in verdicts["good"].reason
+    assert "points (" in verdicts["like it"].reason
 
 
 def test_a_fall_of_a_share_is_counted_in_points(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from harness.costs.latency import compare_latency
 from harness.observe import Observation
 from harness.record import Setup
 from harness.statistics import compare_rounds
-from harness.timing import Rule, interleave, measure, queued_passes, sample, warm
+from harness.timing import Rule, interleave, measure, queued_passes, sample, turns, warm
 
 
 class Clock:
@@ -190,6 +190,13 @@ def test_drift_is_no_difference_between_interleaved_calls(clock: Clock) -> None:
     # One after the other, the same two calls differ: it is the interleaving that holds.
     first, second = (interleave([drifting], "cpu", rounds=40)[0] for _ in range(2))
     assert compare_rounds(first, second).differs
+
+
+def test_turns_end_when_time_is_up_and_not_before_the_least_are_made(clock: Clock) -> None:
+    long, short = clock.takes(1000), clock.takes(10)
+    assert [len(one) for one in turns([long, long], "cpu", 30, least=3, seconds=0.5, discarded=0)] == [3, 3]
+    assert len(turns([short], "cpu", 30, seconds=0.095)[0]) == 5, "a pass that does not count takes time too"
+    assert len(turns([short], "cpu", 4, least=9)[0]) == 4
 
 
 class Work(nn.Module):

@@ -43,9 +43,10 @@ with_tools() { PATH="$tools/bin:$PATH" PYTHONPATH="$tools" PYTHONWARNINGS=ignore
 }
 
 ls "$folder"/mmcv-$VERSION-*.whl >/dev/null 2>&1 || {
-    echo "Compiling mmcv $VERSION for $target: about 12 minutes on two free cores."
-    # Renamed when whole, so that what is there is whole.
-    (cd "$source" && MMCV_WITH_OPS=1 with_tools "$python" setup.py --quiet bdist_wheel --dist-dir "$folder/new")
+    echo "Compiling mmcv $VERSION for $target: about 12 minutes on two free cores. Its output: $folder/build.log"
+    (cd "$source" && MMCV_WITH_OPS=1 with_tools "$python" setup.py bdist_wheel --dist-dir "$folder/new") \
+        >"$folder/build.log" 2>&1 || { tail -n 20 "$folder/build.log" >&2; exit 1; }
+    # Moved when whole, so that what is there is whole.
     mv "$folder"/new/mmcv-$VERSION-*.whl "$folder"
 }
 

@@ -16,7 +16,7 @@ def execute(request: Request) -> tuple[Record, Outcomes | None]:
     """Run one job with the other ranks; the record's error is that of the first rank to fail.
 
     Raises:
-        ModelError: a rank failed and the others cannot go on.
+        FailedAlone: this rank failed and the others cannot go on.
     """
     with distributed.joined(request.job.setup.device) as meeting:
         record, outcomes = inline.execute(request)

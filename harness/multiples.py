@@ -1,4 +1,4 @@
-"""Figures of small panels, one a model, each beside its control, on shared axes."""
+"""Small multiples: a panel for each model beside its control, on shared axes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Panel:
     control: Line
 
 
-def draw_panels(panels: Sequence[Panel], label: str, theme: str) -> bytes:
+def draw_multiples(panels: Sequence[Panel], label: str, theme: str) -> bytes:
     """Return an SVG with a panel for each model over the number of tokens, both on log axes.
 
     Args:
@@ -49,8 +49,9 @@ def draw_panels(panels: Sequence[Panel], label: str, theme: str) -> bytes:
     with rc_context({**style(THEMES[theme]), "font.size": 8}):
         figure = Figure(figsize=(11, 0.6 + 1.6 * rows), layout="constrained")
         grid = figure.subplots(rows, min(COLUMNS, len(panels)), sharex=True, sharey=True, squeeze=False)
-        for panel, axes in zip(panels, grid.flat, strict=False):
+        for index, (panel, axes) in enumerate(zip(panels, grid.flat, strict=False)):
             _draw(axes, panel, ink)
+            axes.tick_params(labelbottom=index + COLUMNS >= len(panels))
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         ticks = sorted({tokens for panel in panels for tokens in panel.own.tokens})
