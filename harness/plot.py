@@ -53,7 +53,7 @@ def draw_tradeoff(found: Tradeoff, theme: str) -> bytes:
     with rc_context(style(THEMES[theme])):
         rows = max(1, -(-len(found.costs) // 2))
         figure = Figure(figsize=(10, max(4.6, 3.6 * rows)), layout="constrained")
-        plots, key = figure.subfigures(1, 2, width_ratios=(4, 1))
+        plots, key = figure.subfigures(1, 2, squeeze=False, width_ratios=(4, 1))[0]
         grid = plots.subplots(rows, 2, squeeze=False, sharey=True).ravel()
         for axes, metric in zip(grid, found.costs, strict=False):
             _draw_costs(axes, found, metric, THEMES[theme]["grid"])

@@ -225,7 +225,8 @@ def _accuracy(module: nn.Module, task: Classification, setup: Setup, indices: Se
 def over_images(evaluation: Evaluation) -> dict[str, Any]:
     """What records say of one seed's headline: value, and the interval that other images would have changed it by."""
     headline = evaluation.measurements[0]
-    return {headline.metric.name: headline.value, "interval_over_images": headline.interval}
+    interval = headline.interval and list(headline.interval)
+    return {headline.metric.name: headline.value, "interval_over_images": interval}
 
 
 def rebuilt(task: Classification, seed: int) -> nn.Module:
