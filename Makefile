@@ -22,7 +22,11 @@ TASKS ?= imagenet:knn cub:linear clevr_count:linear clevr_dist:linear cost
 DENSE_MODELS ?= timm:resnet18 timm:mobilenetv3_small_100
 DENSE_TASKS ?= ade20k:linear,preset=mini coco:fcos,preset=mini
 
-.PHONY: bench test test-slow test-gpu test-browser test-mmseg lint format setup clean
+# Every attention in both carriers, trained at an equal budget; what has a record is skipped. From nothing, see
+# docs/attention-board.md for how long it takes.
+ATTENTION_RESULTS ?= results/attention
+
+.PHONY: bench attention-board test test-slow test-gpu test-browser test-mmseg lint format setup clean
 
 bench: $(INSTALLED)
 ifndef BENCH_DATA
@@ -33,6 +37,9 @@ ifndef BENCH_DATA
 	$(BIN)/python run_bench.py run --model $(DENSE_MODELS) --task $(DENSE_TASKS) --data $(DATA) --results $(RESULTS) --batch-size 8
 endif
 	$(BIN)/python run_bench.py board --results $(RESULTS)
+
+attention-board: $(INSTALLED)
+	$(BIN)/python run_bench.py suite suites/attention.toml --results $(ATTENTION_RESULTS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from harness.errors import SetupError, UnknownName
 from harness.factory import nearest
-from harness.leaderboard import Board, Row
+from harness.leaderboard import Board, identity
 
 SIGNS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -61,19 +61,14 @@ def within(boards: Sequence[Board], limits: Sequence[Limit]) -> list[Board]:
         for row in board.rows:
             for name, value in row.values.items():
                 if value is not None:
-                    values[_identity(row)][name].append(value)
+                    values[identity(row.record)][name].append(value)
     known = sorted({name for found in values.values() for name in found})
     for limit in limits:
         if limit.metric not in known:
             raise UnknownName(f"No board has a metric named {limit.metric!r}.{nearest(limit.metric, known)}")
-    kept = [replace(board, rows=tuple(row for row in board.rows if _fits(values[_identity(row)], limits)))
+    kept = [replace(board, rows=tuple(row for row in board.rows if _fits(values[identity(row.record)], limits)))
             for board in boards]  # fmt: skip
     return [board for board in kept if board.rows]
-
-
-def _identity(row: Row) -> tuple[str, ...]:
-    record = row.record
-    return record.model, record.source_sha256, str(record.setup.preprocessing.image_size)
 
 
 def _fits(values: Mapping[str, Sequence[float]], limits: Sequence[Limit]) -> bool:

@@ -26,6 +26,7 @@ from harness import (
     options,
     show_cli,
     submit_cli,
+    suite_cli,
     sweep_cli,
 )
 from harness.command import ListCommand, own_stdout, parse_numbers, parse_size, set_quiet
@@ -52,6 +53,7 @@ app.add_typer(submit_cli.app, name="submit")
 app.command("cost", cls=ListCommand)(cost_cli.cost)
 app.command("sweep", cls=ListCommand)(sweep_cli.sweep)
 app.command("attention")(attention_cli.attention)
+app.command("suite", cls=ListCommand)(suite_cli.suite)
 app.command("board")(board_cli.board)
 app.command("verify")(audit_cli.verify)
 app.command("rerun")(audit_cli.rerun)

@@ -221,7 +221,8 @@ def _accuracy(
 ) -> tuple[Verdict, str]:  # fmt: skip
     """Judge by the paired test where the outcomes of the items are there, else by the margin alone."""
     old, new = records
-    if old.outcomes_sha256 and old.outcomes_sha256 == new.outcomes_sha256:
+    # A mean over seeds may differ where the outcomes, which are of one, do not.
+    if old.outcomes_sha256 and old.outcomes_sha256 == new.outcomes_sha256 and values[0] == values[1]:
         return Verdict.SAME, "the same outcome on every item"
     scale = 1 if metric.unit == "%" else 100
     paired = difference_of(sources, records, metric.name)

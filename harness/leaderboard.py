@@ -126,6 +126,9 @@ def conditions(record: Record) -> tuple[tuple[str, str], ...]:
             ("layout", "channels last" if setup.channels_last else "contiguous"),
             ("mode", _mode(setup)),
         ]
+    if equal := record.details.get("equal"):
+        seeds = record.details["seeds"]
+        found += [("recipe", equal["recipe"]), ("order of images", equal["order"]), ("seeds", f"{len(seeds)}")]
     if race := record.details.get("race"):
         found.append(("race", f"{race['id']}, {len(race['models'])} models in turns, {race['rounds']} rounds"))
     return tuple(found)
@@ -171,6 +174,13 @@ def who(record: Record) -> tuple[str, str, str]:
     return record.model, source, image
 
 
+def by_seed(record: Record, metric: str) -> tuple[float, ...]:
+    """Return the value of a metric under each seed of a record that trained with several; empty for any other."""
+    seeds = record.details.get("seeds") if "equal" in record.details else None
+    samples = next((m.samples for m in record.measurements if m.metric.name == metric), ())
+    return samples if seeds and len(samples) == len(seeds) > 1 else ()
+
+
 def differences(boards: Sequence[Board]) -> dict[str, list[str]]:
     """Return, for each task with several boards, the conditions in which they differ."""
     by_task: dict[str, list[Board]] = defaultdict(list)
@@ -208,9 +218,9 @@ def _board(
             rank=ranks[score],
             tied=equal[score] > 1,
             record=record,
-            values={**beside.get(_identity(record), MachineFree()).values, **record.values()},
+            values={**beside.get(identity(record), MachineFree()).values, **record.values()},
             intervals={m.metric.name: m.interval for m in record.measurements if m.interval is not None},
-            note=record.details.get("nominal") or beside.get(_identity(record), MachineFree()).note,
+            note=record.details.get("nominal") or beside.get(identity(record), MachineFree()).note,
         )
         for record, score, label in zip(best_first, scores, labels, strict=True)
     ]
@@ -230,12 +240,12 @@ def _machine_free_costs(records: Iterable[Record]) -> dict[tuple[str, ...], Mach
     found: dict[tuple[str, ...], MachineFree] = defaultdict(MachineFree)
     for record in records:
         if record.machine_bound and not record.error:
-            values, cost = record.values(), found[_identity(record)]
+            values, cost = record.values(), found[identity(record)]
             cost.values |= {metric.name: values[metric.name] for metric in JOINED if metric.name in values}
             cost.note = record.details.get("nominal") or cost.note
     return dict(found)
 
 
-def _identity(record: Record) -> tuple[str, ...]:
-    """What decides a model's parameters and MACs."""
+def identity(record: Record) -> tuple[str, ...]:
+    """Return what decides a model's parameters and MACs."""
     return record.model, record.source_sha256, str(record.setup.preprocessing.image_size)

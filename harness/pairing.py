@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Protocol
@@ -11,10 +11,19 @@ from typing import Any, Protocol
 import numpy
 
 from harness.cache import cache_folder
+from harness.leaderboard import by_seed
 from harness.metric import Outcomes
 from harness.record import Record
 from harness.resampling import AGREE, LEAST_ITEMS, RESAMPLES, SEED, replicates, statistic_of, whole
-from harness.significance import Hits, PairedDifference, Resampled, hits, paired_difference, resampled_difference
+from harness.significance import (
+    Hits,
+    PairedDifference,
+    Resampled,
+    hits,
+    paired_difference,
+    resampled_difference,
+    seed_differences,
+)
 from harness.store import write_atomically
 
 
@@ -78,7 +87,9 @@ def resampled_of(source: Source, record: Record, metric: str) -> Resampled | Non
 def difference_of(
     sources: tuple[Source, Source], records: tuple[Record, Record], metric: str
 ) -> PairedDifference | None:
-    """Compare two records on the same images; None where their outcomes do not tell."""
+    """Compare two records on the same images, or means over the same seeds by these; None where neither tells."""
+    if series := equally_seeded(records, metric):
+        return seed_differences(series, first=0)[1]
     if not all(record.outcomes_sha256 for record in records):
         return None
     pairs = list(zip(sources, records, strict=True))
@@ -89,6 +100,13 @@ def difference_of(
     if drawn[0] is not None and drawn[1] is not None:
         return resampled_difference(drawn[0], drawn[1])
     return None
+
+
+def equally_seeded(records: Sequence[Record], metric: str) -> list[tuple[float, ...]]:
+    """Return the values of records by seed; empty unless all were trained with one recipe on the same batches."""
+    series = [by_seed(record, metric) for record in records]
+    first = records[0].details.get("equal")
+    return series if all(series) and all(record.details["equal"] == first for record in records) else []
 
 
 def _is(record: Record, metric: str, value: float) -> bool:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+    from harness.metric import Metric
     from harness.sweep import Curve
+    from harness.tradeoff import Tradeoff
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black show on one kind of page only.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -35,8 +38,58 @@ def draw_curves(curves: Sequence[Curve], theme: str) -> bytes:
         for index, curve in enumerate(curves):
             _draw(axes, curve, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
         _label(axes, curves)
-        out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        return _svg(figure)
+
+
+def draw_tradeoff(found: Tradeoff, theme: str) -> bytes:
+    """Return an SVG of accuracy over each cost, with the intervals over seeds and the Pareto fronts.
+
+    Args:
+        theme: `light` or `dark`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(style(THEMES[theme])):
+        rows = max(1, -(-len(found.costs) // 2))
+        figure = Figure(figsize=(10, max(4.6, 3.6 * rows)), layout="constrained")
+        plots, key = figure.subfigures(1, 2, squeeze=False, width_ratios=(4, 1))[0]
+        grid = plots.subplots(rows, 2, squeeze=False, sharey=True).ravel()
+        for axes, metric in zip(grid, found.costs, strict=False):
+            _draw_costs(axes, found, metric, THEMES[theme]["grid"])
+        for axes in grid[len(found.costs) :]:
+            axes.set_axis_off()
+        plots.suptitle(f"{found.carrier}, {found.board.task}", fontsize=10)
+        names = [f"{number}  {one.attention}" for number, one in enumerate(found.contenders, 1)]
+        for line, name in enumerate(names):
+            key.text(0, 0.9 - 0.85 * line / max(len(names), 14), name, fontsize=8)
+        return _svg(figure)
+
+
+def _draw_costs(axes: Axes, found: Tradeoff, metric: Metric, faint: str) -> None:
+    """Draw every attention over one cost by its number; the control is a star, and the front a line of steps."""
+    points = [
+        (float(one.costs[metric.name].value or 0), float(one.row.values[found.accuracy.name] or 0), number, one)
+        for number, one in enumerate(found.contenders, 1) if metric.name in one.costs
+    ]  # fmt: skip
+    for x, y, number, one in points:
+        low, high = one.row.intervals.get(found.accuracy.name, (y, y))
+        axes.plot([x, x], [low, high], color=faint, linewidth=1, zorder=1)
+        control = one.row.record.model == found.carrier
+        colour = COLOURS[5] if control else COLOURS[0]
+        axes.plot(x, y, marker="*" if control else "o", markersize=11 if control else 5, color=colour, zorder=3)
+        # To the right and to the left in turns, since neighbours in accuracy are often neighbours in cost.
+        side, align = (5, "left") if number % 2 else (-5, "right")
+        axes.annotate(f"{number}", (x, y), (side, 0), textcoords="offset points", fontsize=8, ha=align, va="center")
+    front = sorted((x, y) for x, y, _, one in points if metric.name in one.front)
+    axes.step([x for x, _ in front], [y for _, y in front], where="post", color=COLOURS[1], linewidth=1.5, zorder=2)
+    axes.set_xlabel(f"{metric.name} ({metric.unit})")
+    axes.set_ylabel(f"{found.accuracy.name} ({found.accuracy.unit})")
+
+
+def _svg(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from harness.leaderboard import Board, Row
 from harness.metric import Metric
-from harness.pairing import answers_of, resampled_of
+from harness.pairing import answers_of, equally_seeded, resampled_of
 from harness.record import Record
-from harness.significance import all_pairs, rank_intervals, resampled_pairs
+from harness.significance import all_pairs, all_seed_pairs, rank_intervals, resampled_pairs
 from harness.statistics import LEAST_EFFECT
 from harness.store import Store
 
@@ -33,8 +33,8 @@ def with_ranks(board: Board, store: Store) -> Board:
     """Return a board whose rows know the ranks that the data allow, where anything tells.
 
     Models are compared on the same images where the outcomes of both are there: shares by exact McNemar tests, other
-    metrics by the paired bootstrap. Any two values with intervals are compared by a normal test. All pairs are
-    corrected together (Holm), at a joint level of 95 %.
+    metrics by the paired bootstrap. Trainings with the same seeds are compared by t-tests that pair these, any two
+    values with intervals by a normal test. All pairs are corrected together (Holm), at a joint level of 95 %.
     """
     metric, rows = board.metrics[0], board.rows
     if not 1 < len(rows) <= MOST_ROWS or any(row.values[metric.name] is None for row in rows):
@@ -58,7 +58,13 @@ def _apart(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 def _p_values(rows: Sequence[Row], metric: Metric, store: Store) -> NDArray[numpy.float64] | None:
-    """The p of every pair: paired where both have outcomes, else by intervals; None where neither tells anything."""
+    """The p of every pair; None where nothing tells.
+
+    Means over the same seeds are paired by these. Else items are paired where both have outcomes, and the intervals
+    decide elsewhere.
+    """
+    if series := equally_seeded([row.record for row in rows], metric.name):
+        return all_seed_pairs(series)
     unpaired = _by_intervals(rows, metric)
     # Outcomes that are not there are not taken from the cache either, so that a board depends on its folder alone.
     there = {n: r.record for n, r in enumerate(rows) if r.record.outcomes_sha256 and store.has_outcomes(r.record)}

@@ -14,6 +14,7 @@ from harness.metric import Outcomes
 from harness.statistics import t_quantile
 
 LEVEL = 0.05
+EXACT = 1e-9
 
 Hits = NDArray[numpy.bool_]
 Floats = NDArray[numpy.float64]
@@ -21,7 +22,7 @@ Floats = NDArray[numpy.float64]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How two models differ on the same items.
+    """How two models differ on the same items, or over the same seeds.
 
     Args:
         change: the second's value less the first's, in the metric's unit.
@@ -142,6 +143,49 @@ def all_pairs(correct: Sequence[Hits]) -> NDArray[numpy.float64]:
     right = numpy.diag(both)
     p: NDArray[numpy.float64] = mcnemar(right[:, None] - both, right[None, :] - both)
     return p
+
+
+def seed_differences(values: Sequence[Sequence[float]], first: int) -> list[PairedDifference]:
+    """Return how each of M models differs from one of them, from values (M, S) under the same S seeds, two at least.
+
+    A randomised block design: a value is that of its model, plus that of its seed, plus chance. Chance is taken to be
+    alike for all models and is estimated from all of them, which a few seeds of two models could not. Of two models
+    it is the paired t-test.
+    """
+    table = numpy.asarray(values, dtype=float)
+    error, degrees = _block_error(table)
+    points = table.mean(axis=1) - table[first].mean()
+    reach, p = t_quantile(0.95, degrees) * error, _p_of_points(points, error, degrees)
+    words = f"{table.shape[1]} seeds"
+    test = f"paired t over {words}"
+    return [
+        PairedDifference(float(each), float(each - reach), float(each + reach), float(chance), test, words)
+        for each, chance in zip(points, p, strict=True)
+    ]
+
+
+def all_seed_pairs(values: Sequence[Sequence[float]]) -> NDArray[numpy.float64]:
+    """Return the p (M, M) between every two of M models of values (M, S), as `seed_differences` finds it."""
+    table = numpy.asarray(values, dtype=float)
+    means = table.mean(axis=1)
+    return _p_of_points(means[:, None] - means[None, :], *_block_error(table))
+
+
+def _block_error(table: NDArray[numpy.float64]) -> tuple[float, int]:
+    """The standard error of the difference between two rows' means, and its degrees of freedom."""
+    models, seeds = table.shape
+    left = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
+    degrees = (models - 1) * (seeds - 1)
+    return float(numpy.sqrt(2 * (left**2).sum() / degrees / seeds)), degrees
+
+
+def _p_of_points(points: NDArray[numpy.float64], error: float, degrees: int) -> NDArray[numpy.float64]:
+    from scipy.special import stdtr
+
+    if error < EXACT:  # Rounding is all that is left.
+        return numpy.where(numpy.abs(points) < EXACT, 1.0, 0.0)
+    found: NDArray[numpy.float64] = 2 * stdtr(degrees, -numpy.abs(points) / error)
+    return found
 
 
 def holm(values: Sequence[float]) -> list[float]:

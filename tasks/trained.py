@@ -87,13 +87,10 @@ def train_classifier(
     Raises:
         ModelError: its output is no logits (B, classes), or the loss is not finite.
     """
-    transform = train_transform(recipe.augmentation, setup.preprocessing)
     optimizer = adamw(module, recipe.lr, recipe.weight_decay, recipe.layer_decay, recipe.betas)
 
     def batches(first: int) -> TrainingBatches:
-        return TrainingBatches(
-            source, transform, setup, seed=seed, batch=recipe.batch, steps=recipe.steps, first=first, workers=workers
-        )
+        return training_batches(source, recipe, setup, seed=seed, workers=workers, first=first)
 
     training = Training(
         module=module,
@@ -109,6 +106,16 @@ def train_classifier(
         checkpoint=checkpoint,
     )
     return training.run(description)
+
+
+def training_batches(
+    source: Source, recipe: Recipe, setup: Setup, *, seed: int, workers: int = 0, first: int = 0
+) -> TrainingBatches:
+    """Return the augmented batches that a recipe trains with, from one of its steps on."""
+    transform = train_transform(recipe.augmentation, setup.preprocessing)
+    return TrainingBatches(
+        source, transform, setup, seed=seed, batch=recipe.batch, steps=recipe.steps, first=first, workers=workers
+    )
 
 
 def classification_loss(module: nn.Module, classes: int, recipe: Recipe, setup: Setup) -> Callable[[Batch], Tensor]:

@@ -19,12 +19,12 @@ ORDER = (
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
     "scaling", "growth", "costs",
     "executors", "predictions", "api",
-    "race", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page", "budget", "compare",
-    "gate", "gate_report", "baseline", "audit", "show",
+    "race", "suite", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page",
+    "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report", "baseline", "audit", "show",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "sweep", "plot", "multiples", "growth_report",
     "options", "command", "cost_cli", "sweep_cli", "attention_cli",
-    "compare_cli", "board_cli", "audit_cli", "show_cli", "cache_cli", "submit_cli",
+    "compare_cli", "board_cli", "suite_cli", "audit_cli", "show_cli", "cache_cli", "submit_cli",
     "cli",
 )  # fmt: skip
 

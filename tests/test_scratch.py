@@ -19,14 +19,15 @@ from harness.errors import DataError, SetupError
 from harness.leaderboard import make_boards
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Record, Setup, Weights
+from harness.statistics import proportion_interval
 from harness.store import Store
 from harness.task import build_task
 from harness.task_id import canonical
 from tasks.data.endless import Endless
 from tasks.data.mini import CLASSES, GENERATOR, draw, generate
-from tasks.data.train_loader import TrainingBatches
+from tasks.data.train_loader import Shuffled, TrainingBatches
 from tasks.imagenet import ImageNet
-from tasks.protocols.scratch import summarize
+from tasks.protocols.scratch import Scratch, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "imagenet:scratch,steps=24,batch=8,size=32,seeds=2,lr=0.02"
@@ -192,8 +193,45 @@ def test_values_that_cannot_be_used(coloured: Path, option: str) -> None:
 
 
 def test_the_task_id_holds_the_budget() -> None:
-    assert canonical("imagenet:scratch,seeds=3,steps=40,fresh=true") == "imagenet:scratch,fresh=true,steps=40"
+    assert canonical("imagenet:scratch,steps=40,fresh=true,tune=false") == "imagenet:scratch,fresh=true,steps=40"
     assert canonical(canonical("imagenet:scratch,fresh=true,tune=1")) == "imagenet:scratch,fresh=true,tune=true"
+
+
+def test_a_named_budget_gives_what_is_not_given() -> None:
+    mini = Scratch(budget="mini", size=112, seeds=5)
+    assert (mini.size, mini.seeds) == (112, 5)
+    assert (mini.recipe.steps, mini.recipe.batch, mini.recipe.lr, mini.recipe.warmup) == (120, 16, 2e-3, 12)
+    assert Scratch().recipe.steps == 300
+    assert Scratch(budget="mini", steps=7).recipe.steps == 7
+
+
+# What a record proves
+
+
+def test_a_record_tells_what_its_trainings_were_fed(coloured: Path, spies: str, tmp_path: Path) -> None:
+    conv, mlp, later = (
+        go(f"{spies}:{name}", coloured, tmp_path / "r", seed=seed)
+        for name, seed in (("conv", 0), ("mlp", 0), ("mlp", 1))
+    )
+    assert conv.details["equal"] == mlp.details["equal"]
+    orders = [[training["order"] for training in record.details["trainings"]] for record in (conv, mlp, later)]
+    assert orders[0] == orders[1]
+    assert orders[0][1] == orders[2][0]  # seed 1, wherever it stands
+    assert len({*orders[0], *orders[2]}) == 3
+    boards, _ = make_boards([conv, mlp, later])
+    assert [len(board.rows) for board in boards] in ([1, 2], [2, 1])
+    assert dict(boards[0].conditions)["seeds"] == "2"
+
+
+def test_the_interval_over_images_stands_beside_that_over_seeds(coloured: Path, spies: str, tmp_path: Path) -> None:
+    record = go(f"{spies}:conv", coloured, tmp_path / "r")
+    trainings, top1 = record.details["trainings"], record.measurements[0]
+    assert tuple(training["top1"] for training in trainings) == top1.samples
+    assert record.data is not None
+    for training in trainings:
+        right = round(training["top1"] * record.data.size / 100)
+        low, high = proportion_interval(right, record.data.size)
+        assert training["interval_over_images"] == pytest.approx([100 * low, 100 * high])
 
 
 # The rate that is chosen
@@ -311,7 +349,6 @@ def test_a_data_set_says_which_augmentation_its_labels_bear(
     plain = next(iter(task.split_batches("train", setup)))
     by_name = dict(zip(plain.items, plain.images, strict=True))
     from tasks.data.augmentation import Augmentation, train_transform
-    from tasks.data.train_loader import Shuffled
 
     cut = train_transform(Augmentation(geometry="none"), setup.preprocessing)
     source = Shuffled(task.split("train"), 0)

@@ -130,6 +130,15 @@ CARD = ModelCard(
 )
 
 
+@MODELS.register("pyramid_n", CARD)
+def pyramid_n(
+    num_classes: int = 1000, image_size: int | tuple[int, int] = 224, attention: BuildAttention | None = None
+) -> nn.Module:
+    """Build the pyramid of 8 blocks, narrow enough to be trained on a CPU."""
+    plan = Plan(dims=(32, 64, 128, 256), depths=(2, 2, 2, 2), heads=(2, 2, 4, 8))
+    return Pyramid(plan, num_classes, image_size, attention)
+
+
 @MODELS.register("pyramid_t", CARD)
 def pyramid_t(
     num_classes: int = 1000, image_size: int | tuple[int, int] = 224, attention: BuildAttention | None = None

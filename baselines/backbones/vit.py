@@ -123,6 +123,14 @@ def plain(size: str) -> ModelCard:
     )
 
 
+NANO = ModelCard(
+    title="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+    paper="arXiv:2010.11929",
+    source="the project's own carrier, a third of the width of DeiT-tiny; no published figures",
+    notes="for trainings on a CPU; no class token: mean of the tokens after the final LayerNorm; any image is padded",
+)
+
+
 def deit(size: str, parameters: float, gmacs: float, top1: float) -> ModelCard:
     """Return the card of a carrier that with softmax attention is a DeiT; parameters in M, gmacs in G, top1 in %."""
     return ModelCard(
@@ -132,6 +140,14 @@ def deit(size: str, parameters: float, gmacs: float, top1: float) -> ModelCard:
         published={"parameters": parameters, "gmacs": gmacs, "top1": top1},
         notes="figures are of softmax attention; images of any size are padded",
     )
+
+
+@MODELS.register("vit_n16", NANO)
+def vit_n16(
+    num_classes: int = 1000, image_size: int | tuple[int, int] = 224, attention: BuildAttention | None = None
+) -> nn.Module:
+    """Build the carrier of width 64 with 2 heads and mean pooling."""
+    return VisionTransformer(64, 2, 0, num_classes, image_size, attention)
 
 
 @MODELS.register("vit_t16", plain("tiny"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,11 @@ class Shuffled:
         chosen = self._order(position)
         return chosen if self.among is None else self.among[chosen]
 
+    def label(self, position: int) -> tuple[str, int]:
+        """Return name and class of the item at a position, without reading it."""
+        index = self.index(position)
+        return self.images.names[index], self.images.targets[index]
+
 
 class TrainingBatches:
     """An iterable of the batches from step `first` to before step `steps`, all of one size, with a length.
@@ -102,6 +108,24 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    def fingerprint(self) -> str:
+        """Return a hash of what all steps are fed with: equal for two trainings only if their batches are.
+
+        It covers names and classes of all items in their order, where the source tells these without reading, and of
+        the first batch every augmented pixel. No model and no number of workers changes it.
+        """
+        hashed = hashlib.sha256(f"{len(self._steps)} x {self._batch}".encode())
+        positions = range(self._steps.start * self._batch, self._steps.stop * self._batch)
+        if isinstance(self._items.source, Shuffled):
+            hashed.update(repr([self._items.source.label(position) for position in positions]).encode())
+        for position in positions[: self._batch]:
+            sample = self._items[position]
+            if isinstance(sample, DataError):
+                raise sample
+            image, target, name = sample
+            hashed.update(f"{name} {target}".encode() + image.numpy().tobytes())
+        return hashed.hexdigest()[:16]
 
     def __iter__(self) -> Iterator[Batch]:
         import torch

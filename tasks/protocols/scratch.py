@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from harness.device import evaluating, to_device
 from harness.errors import ModelError, SetupError
 from harness.metric import Evaluation, Measurement
 from harness.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from harness.record import Setup
+from harness.record import Setup, digest
 from harness.registry import PROTOCOLS
 from harness.statistics import mean_interval
 from harness.training import Trained
@@ -22,7 +22,7 @@ from tasks.data.augmentation import Augmentation
 from tasks.data.loader import Batches
 from tasks.data.train_loader import Shuffled, Source
 from tasks.protocols.native_head import NativeHead
-from tasks.trained import Recipe, train_classifier
+from tasks.trained import Recipe, train_classifier, training_batches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,11 +33,32 @@ HELD_OUT = 5  # one in so many training images
 FACTOR = 3.0
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What options that are not given come to."""
+
+    steps: int
+    batch: int
+    lr: float
+    size: int
+    seeds: int
+
+
+BUDGETS: Mapping[str, Budget] = MappingProxyType(
+    {
+        "usual": Budget(steps=300, batch=32, lr=1e-3, size=64, seeds=3),
+        # For a CPU: few images, so many small steps with a large rate.
+        "mini": Budget(steps=120, batch=16, lr=2e-3, size=64, seeds=3),
+    }
+)
+
+
 @PROTOCOLS.register("scratch")
 class Scratch:
     """Trained from random weights with one recipe, budget, image size and order of images for all models.
 
     Args:
+        budget: what the options that are not given come to.
         steps: of the optimiser.
         batch: images a step.
         lr: the largest learning rate; the same for all models unless `tune`.
@@ -52,31 +73,35 @@ class Scratch:
 
     def __init__(
         self,
-        steps: int = 300,
-        batch: int = 32,
-        lr: float = 1e-3,
+        budget: Literal["usual", "mini"] = "usual",
+        steps: int | None = None,
+        batch: int | None = None,
+        lr: float | None = None,
         tune: bool = False,
-        size: int = 64,
-        seeds: int = 3,
+        size: int | None = None,
+        seeds: int | None = None,
         fresh: bool = False,
     ) -> None:
-        if seeds < 1:
-            raise SetupError(f"seeds is {seeds}; expected 1 or more.")
+        given: dict[str, Any] = {"steps": steps, "batch": batch, "lr": lr, "size": size, "seeds": seeds}
+        chosen = replace(BUDGETS[budget], **{name: value for name, value in given.items() if value is not None})
+        if chosen.seeds < 1:
+            raise SetupError(f"seeds is {chosen.seeds}; expected 1 or more.")
         self.recipe = Recipe(
-            steps=steps,
-            batch=batch,
-            lr=lr,
-            warmup=steps // 10,
+            steps=chosen.steps,
+            batch=chosen.batch,
+            lr=chosen.lr,
+            warmup=chosen.steps // 10,
             clip_grad=1.0,
             augmentation=Augmentation(least_area=0.35),
         )
         self.tune = tune
-        self.size = size
-        self.seeds = seeds
+        self.size = chosen.size
+        self.seeds = chosen.seeds
         self.fresh = fresh
         self.trains_on: tuple[str, ...] = ("train",) if tune or not fresh else ()
         self.details: dict[str, Any] = {
             "protocol": "training from random weights with one recipe for all models",
+            "budget": budget,
             "images": "drawn without end" if fresh else "the training split, in a new order each time",
         }
 
@@ -113,6 +138,8 @@ class Scratch:
     def evaluate(self, model: nn.Module, task: Classification, setup: Setup) -> Evaluation:
         """Train and evaluate with each seed, and return the mean of each metric with its interval."""
         recipe = self.recipe.within(task.augmentation)
+        # What boards hold all models to; a rate that is tuned is a model's own.
+        equal = {"recipe": digest({**recipe.details, "lr": "tuned"} if self.tune else recipe.details)}
         if self.tune:
             recipe, self.details["tuning"] = tuned(recipe, task, setup, self._source)
         seeds = range(setup.seed, setup.seed + self.seeds)
@@ -120,12 +147,15 @@ class Scratch:
         evaluations: list[Evaluation] = []
         for seed in seeds:
             module = model if seed == setup.seed and not self.tune else rebuilt(task, seed)
-            trained = _train(module, recipe, task, setup, seed, self._source(task, seed), f"seed {seed}")
+            source = self._source(task, seed)
+            fed = training_batches(source, recipe, setup, seed=seed).fingerprint()
+            trained = _train(module, recipe, task, setup, seed, source, f"seed {seed}")
             evaluations.append(task.score(NativeHead().adapt(trained.module, task, setup), setup))
-            trainings.append(trained.details)
+            trainings.append({"order": fed, **over_images(evaluations[-1]), **trained.details})
         self.details |= {
             "recipe": recipe.details,
             "seeds": list(seeds),
+            "equal": {**equal, "order": digest([training["order"] for training in trainings])},
             "trainings": trainings,
             "outcomes_of_seed": setup.seed,
         }
@@ -190,6 +220,13 @@ def _accuracy(module: nn.Module, task: Classification, setup: Setup, indices: Se
             right += int((logits.argmax(dim=1) == batch.targets).sum())
             loss += float(functional.cross_entropy(logits, batch.targets, reduction="sum"))
     return 100 * right / len(indices), loss / len(indices)
+
+
+def over_images(evaluation: Evaluation) -> dict[str, Any]:
+    """What records say of one seed's headline: value, and the interval that other images would have changed it by."""
+    headline = evaluation.measurements[0]
+    interval = headline.interval and list(headline.interval)
+    return {headline.metric.name: headline.value, "interval_over_images": interval}
 
 
 def rebuilt(task: Classification, seed: int) -> nn.Module:
