@@ -39,7 +39,7 @@ endif
 	$(BIN)/python run_bench.py board --results $(RESULTS)
 
 attention-board: $(INSTALLED)
-	$(BIN)/python run_bench.py suite suites/attention.toml --results $(ATTENTION_RESULTS)
+	$(BIN)/python run_bench.py suite results/suites/attention.toml --results $(ATTENTION_RESULTS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

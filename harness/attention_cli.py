@@ -59,7 +59,7 @@ def attention(
     """Measure how the costs of token mixers grow with the number of tokens, and from where on softmax costs more.
 
     A record a mixer, carrier and batch size; an interrupted run goes on where it stopped. Tables and figures in
-    RESULTS/attention are of all such records there. Exit code 1 where one failed.
+    RESULTS/token_counts are of all such records there. Exit code 1 where one failed.
     """
     set_quiet(quiet)
     from harness.api import EXECUTORS, run_jobs
@@ -127,8 +127,8 @@ def write(store: Store) -> list[str]:
     files = tables(groups)
     for group in groups:
         files |= figures(group)
-    store.location.write({f"attention/{file}": content for file, content in files.items()})
-    return [f"{store}/attention/{file}" for file in files]
+    store.location.write({f"token_counts/{file}": content for file, content in files.items()})
+    return [f"{store}/token_counts/{file}" for file in files]
 
 
 def tables(groups: Sequence[Group]) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 
-File = Annotated[Path, typer.Argument(help="What is measured, such as suites/attention.toml.")]
+File = Annotated[Path, typer.Argument(help="What is measured, such as results/suites/attention.toml.")]
 Only = Annotated[
     list[str] | None, typer.Option(help="Only these tasks of it, such as cost or cost:latency. Several may follow.")
 ]

@@ -274,7 +274,7 @@ def test_the_command_measures_writes_and_goes_on(
     evaluate(f"{carrier}+linear", "scope=alone,tokens=9-16-25", tmp_path / "r", batch_size=1)
     assert command(tmp_path / "r", mixers="linear,pooling", alone=carrier, tokens="9,16,25") == 0
     assert "1 of 2 were measured before" in capsys.readouterr().err
-    folder = tmp_path / "r" / "attention"
+    folder = tmp_path / "r" / "token_counts"
     assert (folder / "README.md").read_text().count("| pooling ") == 1
     rows = list(csv.DictReader((folder / "points.csv").read_text().splitlines()))
     assert {row["tokens"] for row in rows} == {"9", "16", "25"}

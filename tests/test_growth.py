@@ -178,7 +178,7 @@ def test_figures_repeat_and_hold_a_panel_for_each_mixer() -> None:
 
 def test_the_committed_tables_are_those_of_the_committed_records() -> None:
     results = Path(__file__).resolve().parents[1] / "results"
-    groups, folder = grouped(Store(results).load()), results / "attention"
+    groups, folder = grouped(Store(results).load()), results / "token_counts"
     assert folder.exists() == bool(groups)
     for name, content in tables(groups).items() if groups else ():
         assert content == (folder / name).read_bytes(), name

@@ -129,7 +129,7 @@ def test_data_of_other_parameters_are_neither_used_nor_replaced(file: Path) -> N
 def test_the_attention_suite_has_every_attention_on_both_carriers() -> None:
     from harness.registry import ATTENTIONS
 
-    pairs = read_suite(ROOT / "suites" / "attention.toml").pairs()
+    pairs = read_suite(ROOT / "results" / "suites" / "attention.toml").pairs()
     for carrier in ("vit_n16", "pyramid_n"):
         for task in ("clevr_dist:scratch", "clevr_count:scratch", "imagenet:scratch", "cost"):
             models = {model for model, name, _ in pairs if name.startswith(task) and model.startswith(carrier)}
