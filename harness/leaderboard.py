@@ -43,6 +43,9 @@ class MachineFree:
     note: str = ""
 
 
+NOTHING = MachineFree()
+
+
 @dataclass(frozen=True)
 class Board:
     """Records that may be compared, best first by the first metric.
@@ -211,6 +214,7 @@ def _board(
     scores = [_sort_value(record, headline) for record in best_first]
     labels = [who(record) for record in best_first]
     alike, equal = Counter(labels), Counter(scores)
+    counted = [beside.get(identity(record), NOTHING) if beside else NOTHING for record in best_first]
     ranks = {score: 1 + index for index, score in reversed(list(enumerate(scores)))}
     rows = [
         Row(
@@ -218,11 +222,11 @@ def _board(
             rank=ranks[score],
             tied=equal[score] > 1,
             record=record,
-            values={**beside.get(identity(record), MachineFree()).values, **record.values()},
+            values={**free.values, **record.values()},
             intervals={m.metric.name: m.interval for m in record.measurements if m.interval is not None},
-            note=record.details.get("nominal") or beside.get(identity(record), MachineFree()).note,
+            note=record.details.get("nominal") or free.note,
         )
-        for record, score, label in zip(best_first, scores, labels, strict=True)
+        for record, score, label, free in zip(best_first, scores, labels, counted, strict=True)
     ]
     return Board(task, shared, tuple({**metrics, **joined}.values()), tuple(rows))
 

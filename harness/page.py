@@ -82,11 +82,16 @@ class _Shared:
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
+        self._known: dict[bytes, int] = {}
 
     def number(self, value: object) -> int:
         """Return the number of a value."""
-        text = msgspec.json.encode(value, order="deterministic")
-        return self._numbers.setdefault(text, len(self._numbers))
+        # Most values were there before: only of a new one the text is put in order, which takes several times as long.
+        text = msgspec.json.encode(value)
+        if (known := self._known.get(text)) is None:
+            ordered = msgspec.json.encode(value, order="deterministic")
+            known = self._known[text] = self._numbers.setdefault(ordered, len(self._numbers))
+        return known
 
     def values(self) -> list[Any]:
         """Return the values by their numbers."""
