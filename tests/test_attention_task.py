@@ -279,9 +279,10 @@ def test_the_command_measures_writes_and_goes_on(
     rows = list(csv.DictReader((folder / "points.csv").read_text().splitlines()))
     assert {row["tokens"] for row in rows} == {"9", "16", "25"}
     assert len(rows) == 2 * 5 * 3
-    figures = [path.name for path in folder.glob("*.svg")]
-    assert "toys.py-carrier_alone_b1_fp32_cpu_training_latency_dark.svg" in figures
-    assert len(figures) == 4 * 2
+    figures = {path.name for path in folder.glob("*.svg")}
+    # A toy's memory may be below what the resident set tells, and then has no figure.
+    for quantity in ("latency", "training_latency"):
+        assert {f"toys.py-carrier_alone_b1_fp32_cpu_{quantity}_{theme}.svg" for theme in ("dark", "light")} <= figures
 
 
 def test_all_is_every_mixer() -> None:

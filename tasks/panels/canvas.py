@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -139,9 +140,14 @@ def fit(text: str, width: float, size: int) -> str:
     plain = unicodedata.normalize("NFKD", text)
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     plain = " ".join(plain.encode("ascii", "replace").decode().split())
-    while plain and font(size).getlength(plain) > width:
-        plain = plain[: -4 if plain.endswith("...") else -1].rstrip(".") + "..." if len(plain) > 4 else ""
-    return plain
+    if font(size).getlength(plain) <= width:
+        return plain
+
+    def cut(length: int) -> str:
+        return plain[:length].rstrip(".") + "..."
+
+    letters = bisect_right(range(1, len(plain)), width, key=lambda length: font(size).getlength(cut(length)))
+    return cut(letters) if letters else ""
 
 
 @cache
