@@ -214,7 +214,8 @@ def to_json(record: Record) -> bytes:
 
 
 def sealed(record: Record) -> Record:
-    """Return a record with the hash of its content."""
+    """Return a record as it is read again from its text, such as with 49.0 for 49, and the hash of its content."""
+    record = from_json(to_json(record), record.name)
     return replace(record, content_sha256=content_sha256(record))
 
 

@@ -44,6 +44,12 @@ def test_what_was_written_raises_no_doubt(store: Store) -> None:
     assert (done.exit_code, done.output) == (0, "2 records are as they were written.\n")
 
 
+def test_a_whole_number_raises_no_doubt(store: Store) -> None:
+    store.save(accuracy("b", 49))
+    CliRunner().invoke(app, ["board", "--results", str(store.root), "-q"])
+    assert doubts(store) == ""
+
+
 def test_an_edited_number_is_found_in_the_record_and_on_the_board(store: Store) -> None:
     path = path_of(store, "imagenet")
     path.write_text(path.read_text().replace("70.0", "79.0"))
