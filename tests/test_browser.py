@@ -155,6 +155,7 @@ def test_two_thousand_models_paint_within_a_second(browser: Any, tmp_path: Path)
                (accuracy(f"net_{number}", number / 20), cost(f"net_{number}", 1.0 + number))]  # fmt: skip
     path.write_text(to_html(*make_boards(records)))
     found = Opened(browser, path)
+    found.page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
     painted = found.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert painted < 1000
     found.page.select_option("#task", "imagenet")
