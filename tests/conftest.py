@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from harness.progress import QUIET
 from safetensors.torch import save_file
 
 WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331", "n01498041", "n01514668")
@@ -94,6 +97,17 @@ def noise_jpeg(seed: int, size: tuple[int, int] = (40, 36)) -> bytes:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _as_loud_as_before() -> Iterator[None]:
+    """Let no test that asked for quiet silence the next: the switch is in the environment."""
+    before = os.environ.get(QUIET)
+    yield
+    if before is None:
+        os.environ.pop(QUIET, None)
+    else:
+        os.environ[QUIET] = before
 
 
 @pytest.fixture(scope="session", autouse=True)
