@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dying import DIES, ITSELF
 
 from harness import run
 from harness.checkpoint import Checkpoint
@@ -15,21 +16,13 @@ from harness.record import Record, digest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "timm:test_resnet"  # its batch normalisation keeps statistics
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import harness.training
+KILLED = (
+    DIES
+    + """
 from harness import run
-from harness.checkpoint import Checkpoint
-harness.training.CHECKPOINT_SECONDS = 0
-write = Checkpoint.write
-def write_and_die(self, content):
-    write(self, content)
-    if content["step"] == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-Checkpoint.write = write_and_die
 run({model!r}, {task!r}, data={data!r}, results={results!r}, executor="inline", workers=0, threads=1, batch_size=2)
 """
+)
 
 
 def go(task: str, data: Path, results: Path) -> Record:
@@ -53,7 +46,9 @@ def test_a_killed_training_of_a_head_ends_in_the_same_record(
     head, _, more = task.partition(",")
     task = ",".join(filter(None, [head, "preset=mini,steps=4,batch=2", more]))
     whole, results = go(task, scenes, tmp_path / "whole"), tmp_path / "r"
-    script = KILLED.format(root=str(ROOT), model=MODEL, task=task, data=str(scenes), results=str(results))
+    script = KILLED.format(
+        root=str(ROOT), step=2, model=MODEL, task=task, data=str(scenes), results=str(results), **ITSELF
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -9
     assert len(list(results.glob("unfinished/*.pt"))) == 1
     assert not list(results.glob("records/*"))

@@ -14,6 +14,7 @@ import numpy
 import pytest
 import timm
 import torch
+from dying import DIES, ITSELF
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -78,28 +79,20 @@ def test_any_number_of_workers_and_any_process_gives_the_same(coloured: Path, ne
     assert essence(go(f"{nets}:normed", coloured, tmp_path / "5", task, seed=1)) != essence(first)
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import harness.training
+KILLED = (
+    DIES
+    + """
 from harness import run
-from harness.checkpoint import Checkpoint
-harness.training.CHECKPOINT_SECONDS = 0
-write = Checkpoint.write
-def write_and_die(self, content):
-    write(self, content)
-    if content["step"] == {step}:
-        os.kill(os.getpid(), signal.SIGKILL)
-Checkpoint.write = write_and_die
 run({model!r}, {task!r}, data={data!r}, results={results!r}, executor="inline", workers=0, threads=1)
 """
+)
 
 
 @pytest.mark.parametrize("step", [9, 32])
 def test_a_killed_run_ends_in_the_same_record(coloured: Path, nets: str, tmp_path: Path, step: int) -> None:
     whole, results = go(f"{nets}:normed", coloured, tmp_path / "whole"), tmp_path / "r"
     named = {"model": f"{nets}:normed", "task": TASK, "data": str(coloured), "results": str(results)}
-    script = KILLED.format(root=str(ROOT), step=step, **named)
+    script = KILLED.format(root=str(ROOT), step=step, **ITSELF, **named)
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -9
     assert len(list(results.glob("unfinished/*.pt"))) == 1
     assert not list(results.glob("records/*"))

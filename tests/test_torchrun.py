@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dying import DIES
 from PIL import Image
 
 from harness.record import Record
@@ -24,22 +25,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TASK = "imagenet:fine_tune,epochs=8,batch=8,lr=0.02,randaugment=0,erasing=0"
-# Every step leaves a checkpoint, and the one that is named ends rank 0 with the signal that is named.
-WRAPPER = """
-import os, sys
-sys.path.insert(0, {root!r})
-import harness.training
-from harness.checkpoint import Checkpoint
-harness.training.CHECKPOINT_SECONDS = 0
-write = Checkpoint.write
-def write_and_end(self, content):
-    write(self, content)
-    if content["step"] == {step}:
-        os.kill({target}, {number})
-Checkpoint.write = write_and_end
+WRAPPER = (
+    DIES
+    + """
 from harness.cli import main
 main()
 """
+)
 
 
 def go(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from baselines.layers.grid import pad_to_multiple, to_map
 from baselines.layers.linear import linear
 from baselines.layers.prefix import refuse_prefix
-from baselines.layers.windows import Pair, attend, counts, cut, fit, join, offsets
+from baselines.layers.windows import Pair, attend, cut, fit, join, macs, offsets, parameters
 from harness.models import AttentionCard, AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS
 
@@ -77,18 +79,6 @@ def gather_in(parts: Tensor, size: Pair, side: Pair) -> Tensor:
     return pieces.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)
 
 
-def parameters(site: AttentionSite) -> int:
-    """Return the closed form: four projections with bias and the table."""
-    return 4 * (site.dim + 1) * site.dim + (2 * SIDE - 1) ** 2 * site.heads
-
-
-def macs(site: AttentionSite) -> int:
-    """Return the closed form: projections of the padded map, products inside parts, one projection of the map."""
-    (height, width), dim = site.grid, site.dim
-    parts, tokens = counts(site.grid, fit(SIDE, site.grid))
-    return parts * tokens * (3 * dim**2 + 2 * tokens * dim) + height * width * dim**2
-
-
 @ATTENTIONS.register(
     "multi_axis",
     AttentionCard(
@@ -96,8 +86,8 @@ def macs(site: AttentionSite) -> int:
         paper="arXiv:2204.01697",
         source="section 3.2; window and grid 7 of the released models for 224 pixels",
         equation="softmax(Q K^T / sqrt(d) + B) V inside 7x7 windows, in odd blocks inside 7x7 grids that span the map",
-        parameters=parameters,
-        macs=macs,
+        parameters=partial(parameters, side=SIDE),
+        macs=partial(macs, side=SIDE),
         notes="a MaxViT block is MBConv, window attention, MLP, grid attention, MLP; here blocks of even index in the "
         "whole carrier have its window attention, those of odd index its grid attention, each with the carrier's MLP, "
         "and MBConv is left out. Official code refuses maps that 7 does not divide; here they are padded, and the "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from baselines.layers.grid import pad_to_multiple, to_map
 from baselines.layers.linear import linear
 from baselines.layers.prefix import refuse_prefix
-from baselines.layers.windows import Pair, attend, counts, cut, fit, join, offsets
+from baselines.layers.windows import Pair, attend, cut, fit, join, macs, offsets, parameters
 from harness.models import AttentionCard, AttentionContext, AttentionSite
 from harness.registry import ATTENTIONS
 
@@ -76,18 +78,6 @@ def separate(grid: Pair, shift: Pair, device: torch.device) -> Tensor:
     return torch.ne(pieces[:, :, None], pieces[:, None, :])
 
 
-def parameters(site: AttentionSite) -> int:
-    """Return the closed form: four projections with bias and the table."""
-    return 4 * (site.dim + 1) * site.dim + (2 * SIDE - 1) ** 2 * site.heads
-
-
-def macs(site: AttentionSite) -> int:
-    """Return the closed form: projections of the padded map, products inside windows, one projection of the map."""
-    (height, width), dim = site.grid, site.dim
-    windows, tokens = counts(site.grid, fit(SIDE, site.grid))
-    return windows * tokens * (3 * dim**2 + 2 * tokens * dim) + height * width * dim**2
-
-
 @ATTENTIONS.register(
     "window",
     AttentionCard(
@@ -95,8 +85,8 @@ def macs(site: AttentionSite) -> int:
         paper="arXiv:2103.14030",
         source="equation 4 and section 3.2",
         equation="softmax(Q K^T / sqrt(d) + B) V inside 7x7 windows, which move by 3 in every second block",
-        parameters=parameters,
-        macs=macs,
+        parameters=partial(parameters, side=SIDE),
+        macs=partial(macs, side=SIDE),
         notes="blocks of odd index in the whole carrier are shifted; maps that windows do not divide are padded before "
         "the shift, as in the official detection code, where timm pads after it; windows shrink to maps below 7x7, as "
         "in Swin, but the table keeps its size",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from harness.models import AttentionSite
 
 Pair = tuple[int, int]
 
@@ -59,3 +64,15 @@ def offsets(window: Pair, largest: int, device: torch.device) -> Tensor:
     down = (height[None, :] - height[:, None] + largest - 1)[:, None, :, None]  # (wh, 1, wh, 1)
     right = (width[None, :] - width[:, None] + largest - 1)[None, :, None, :]  # (1, ww, 1, ww)
     return (down * (2 * largest - 1) + right).flatten(2).flatten(0, 1)
+
+
+def parameters(site: AttentionSite, side: int) -> int:
+    """Return the closed form of attention in windows: four projections with bias, and the table of positions."""
+    return 4 * (site.dim + 1) * site.dim + (2 * side - 1) ** 2 * site.heads
+
+
+def macs(site: AttentionSite, side: int) -> int:
+    """Return the closed form: projections of the padded map, products inside windows, one projection of the map."""
+    (height, width), dim = site.grid, site.dim
+    windows, tokens = counts(site.grid, fit(side, site.grid))
+    return windows * tokens * (3 * dim**2 + 2 * tokens * dim) + height * width * dim**2
