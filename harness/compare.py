@@ -133,7 +133,7 @@ def _unpaired(one: Record, other: Record, first: Measurement, second: Measuremen
     if why := why_unranked(one) or why_unranked(other):
         return replace(plain, test=why)
     found = ratio_of_series(first.samples, second.samples)
-    return replace(plain, interval=(found.low, found.high), p=found.p, test="Mann-Whitney over blocks of samples")
+    return replace(plain, interval=(found.low, found.high), p=found.p, test="Welch's t of medians, autocorrelated")
 
 
 def _corrected(found: Sequence[Comparison]) -> list[Comparison]:

@@ -1,7 +1,7 @@
 """The regression gate: every cell of a baseline against the same cell of a candidate, with a verdict each.
 
 A cell is one metric of one model on one task under one setup. Accuracy is judged by a paired test on the same images
-and by an absolute floor, cost by a rank test and a least effect, what is counted exactly.
+and by an absolute floor, cost by a test of its samples and a least effect, what is counted exactly.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Policy:
         accuracy_margin: points, hundredths of a share in 0..1; a difference whose interval lies within it is `same`.
         floors: least values by `task metric`, such as `"imagenet top1" = 75.0`; below one is `worse`, whatever the
             baseline.
-        cost_level: of the rank test.
+        cost_level: of the test of the samples.
         cost_least_effect: share; a smaller change of a cost is none, however certain.
         tolerate: verdicts that do not fail the gate.
     """

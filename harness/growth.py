@@ -87,7 +87,7 @@ def summarise(points: Points, seed: int = 0) -> list[Measurement]:
         *(_growth(points, quantity) for quantity in QUANTITIES),
         *(_below(points, quantity, seed) for quantity in QUANTITIES),
         *(_growth(points, quantity, control=True) for quantity in QUANTITIES),
-        *(found for quantity in QUANTITIES for found in _values(points, quantity, seed)),
+        *(found for quantity in QUANTITIES for found in _values(points, quantity)),
     ]
 
 
@@ -119,13 +119,13 @@ def _below(points: Points, quantity: Quantity, seed: int) -> Measurement:
         return Measurement(metric, None, reason=f"never up to {sizes[-1]:,} tokens")
     if not all(pair.timed for pair in known.values()):
         return Measurement(metric, found)
-    if _interval(last, seed)[1] >= 1:
+    if _interval(last)[1] >= 1:
         return Measurement(metric, None, reason=f"not beyond chance at {sizes[-1]:,} tokens")
     low, high = crossing_interval(sizes, [pair.ratios for pair in known.values()], seed)
     return Measurement(metric, found, interval=(low, min(high, float(sizes[-1]))))
 
 
-def _values(points: Points, quantity: Quantity, seed: int) -> Iterator[Measurement]:
+def _values(points: Points, quantity: Quantity) -> Iterator[Measurement]:
     """Yield own value, control's value and their ratio at each number of tokens."""
     for tokens, pairs in sorted(points.items()):
         pair = pairs[quantity.name]
@@ -134,7 +134,7 @@ def _values(points: Points, quantity: Quantity, seed: int) -> Iterator[Measureme
             if not samples:
                 yield Measurement(metric, None, reason=pair.reason)
                 continue
-            interval = median_interval(samples, seed) if pair.timed else None
+            interval = median_interval(samples) if pair.timed else None
             yield Measurement(metric, float(numpy.median(samples)), samples, interval=interval)
         metric = Metric(f"{quantity.name}_ratio_n{tokens}", "", False, decimals=3, minor=True)
         reason = pair.reason or "there is nothing to divide by, or nothing to divide"
@@ -142,14 +142,14 @@ def _values(points: Points, quantity: Quantity, seed: int) -> Iterator[Measureme
             metric,
             pair.ratio,
             reason="" if pair.ratio is not None else reason,
-            interval=_interval(pair, seed) if pair.ratios and pair.timed else None,
+            interval=_interval(pair) if pair.ratios and pair.timed else None,
         )
 
 
-def _interval(pair: Pair, seed: int) -> tuple[float, float]:
+def _interval(pair: Pair) -> tuple[float, float]:
     """The 95 % interval of the ratio."""
     own, control = ([[sample] for sample in samples] for samples in (pair.own, pair.control))
-    found = compare_rounds(control, own, seed)
+    found = compare_rounds(control, own)
     return found.low, found.high
 
 
