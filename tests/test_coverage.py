@@ -174,6 +174,16 @@ def test_two_hundred_pairs_of_equal_models_by_each_metric(metric: str) -> None:
     assert sum(resampled_difference(first, second).p < 0.05 for first, second in pairs) <= 10
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("metric", sorted(WORLDS))
+def test_the_interval_of_a_paired_difference_covers_it(metric: str) -> None:
+    pairs = [[resampled(one, metric, 200) for one in alike(WORLDS[metric], seed, 2, gain=0.8)] for seed in range(500)]
+    truth = np.mean([second.value - first.value for first, second in pairs])
+    found = [resampled_difference(first, second) for first, second in pairs]
+    assert LOW < np.mean([one.low <= truth <= one.high for one in found]) < HIGH
+
+
 def test_pairs_of_equal_models_by_the_exact_test() -> None:
     rng = np.random.default_rng(1)
     false = [paired_difference(*answers(rng, [0.76, 0.76], 10_000)).p < 0.05 for _ in range(600)]
