@@ -128,7 +128,7 @@ def _unpaired(one: Record, other: Record, first: Measurement, second: Measuremen
         one.task, first.metric, first.value, second.value, ratio if cost else second.value - first.value,
         test="one value each", ratio=cost,
     )  # fmt: skip
-    if not cost or min(len(first.samples), len(second.samples)) < 2:
+    if not cost or min(len(first.samples), len(second.samples)) < 2 or min(first.value, second.value) <= 0:
         return plain
     if why := why_unranked(one) or why_unranked(other):
         return replace(plain, test=why)

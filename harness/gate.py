@@ -264,7 +264,7 @@ def _cost(records: tuple[Record, Record], pair: tuple[Measurement, Measurement],
 
 def _difference(before: Measurement, after: Measurement, policy: Policy) -> Difference | None:
     """The difference with its chance; None where one value each is all there is."""
-    if min(len(before.samples), len(after.samples)) > 1:
+    if min(len(before.samples), len(after.samples)) > 1 and min(before.value or 0, after.value or 0) > 0:
         return ratio_of_series(before.samples, after.samples, policy.cost_level, policy.cost_least_effect)
     if not before.interval or not after.interval or min(*before.interval, *after.interval) <= 0:
         return None

@@ -237,14 +237,14 @@ def compare_runs(first: Sequence[Sequence[float]], second: Sequence[Sequence[flo
 def ratio_of_series(
     first: Sequence[float], second: Sequence[float], level: float = LEVEL, least_effect: float = LEAST_EFFECT
 ) -> Difference:
-    """Compare the samples of two runs that were made apart, one run each, by the medians of their logarithms.
+    """Compare the samples of two runs that were made apart, one run each, by the logarithms of their medians.
 
     Welch's t-test, with standard errors that know that neighbours in time are alike; and with the spread of samples in
     their place, as if a run were one sample: a short run tells its standard error badly, and yet a gross difference is
     seen. The clearer of the two counts. What changes from process to process is not in the samples: the least effect
     must cover it.
     """
-    (a, *one), (b, *other) = (_errors(numpy.log(samples)) for samples in (first, second))
+    (a, *one), (b, *other) = (_errors(numpy.asarray(samples, dtype=float)) for samples in (first, second))
     p, reach = (min(found) for found in zip(*map(partial(_welch, b - a), one, other), strict=True))
     return Difference(math.exp(b - a), math.exp(b - a - reach), math.exp(b - a + reach), p, level, least_effect)
 
@@ -264,7 +264,7 @@ def ratio_of_intervals(
 
 
 def _errors(values: Floats) -> tuple[float, Error, Error]:
-    """The median of a series, its standard error, and that which it has at most: the spread of single samples."""
+    """The logarithm of a series' median, its standard error, and what that is at most: the spread of single samples."""
     count, ordered = len(values), numpy.sort(values)
     share, degrees = _share_error(values, 0.5)
     reach = max(1.0, 1.5 * share * count)
@@ -272,11 +272,12 @@ def _errors(values: Floats) -> tuple[float, Error, Error]:
     low, high = numpy.interp(places, numpy.arange(count), ordered)
     # How far apart samples lie around the median is told by as many of them as lie there.
     near = max(1.0, float(numpy.ptp(places)))
-    error = float(high - low) / near * count * share, 1 / (1 / degrees + 1 / (2 * near))
+    median = float(numpy.median(values))
+    error = float(high - low) / near * count * share / median, 1 / (1 / degrees + 1 / (2 * near))
     memory = _memory(values) ** 2
     # The quartiles' distance has two fifths of the degrees of freedom of a standard deviation.
-    spread = float(numpy.subtract(*numpy.quantile(values, [0.75, 0.25]))) / 1.349
-    return float(numpy.median(values)), error, (spread, max(1.0, 0.4 * count * (1 - memory) / (1 + memory)))
+    spread = float(numpy.subtract(*numpy.quantile(values, [0.75, 0.25]))) / 1.349 / median
+    return math.log(median), error, (spread, max(1.0, 0.4 * count * (1 - memory) / (1 + memory)))
 
 
 def _welch(apart: float, one: Error, other: Error) -> tuple[float, float]:
