@@ -16,7 +16,6 @@ from harness.leaderboard import Board, LeftOut, Row
 from harness.metric import Measurement, Metric
 from harness.published import beside
 from harness.record import Record
-from harness.tables import best_shown
 
 TEMPLATE = Path(__file__).parent / "assets" / "page"
 
@@ -42,10 +41,10 @@ def to_html(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> str:
 
 def _json(found: Any) -> str:
     """JSON that can stand in a script element: nothing in it ends the element."""
-    text = msgspec.json.encode(found).decode()
+    text = msgspec.json.encode(found)
     for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text
+        text = text.replace(letter.encode(), b"\\u%04x" % ord(letter))
+    return text.decode()
 
 
 def _packed(found: Any) -> msgspec.Raw:
@@ -93,9 +92,9 @@ class _Shared:
             known = self._known[text] = self._numbers.setdefault(ordered, len(self._numbers))
         return known
 
-    def values(self) -> list[Any]:
+    def values(self) -> list[msgspec.Raw]:
         """Return the values by their numbers."""
-        return [msgspec.json.decode(text) for text in self._numbers]
+        return list(map(msgspec.Raw, self._numbers))
 
 
 class _Models:
@@ -139,7 +138,7 @@ def _board(board: Board, numbers: Mapping[str, int], identities: _Shared) -> dic
         "machineBound": "device" in shared,
         "conditions": [[label, value] for label, value in board.conditions if label != "data"],
         "metrics": [_metric(metric) for metric in board.metrics],
-        "best": [best_shown(board.rows, metric) for metric in board.metrics],
+        "best": board.best,
         "rows": [_packed(_row(row, board.metrics, numbers, identities)) for row in board.rows],
     }
 
