@@ -14,7 +14,7 @@ from harness.record import Record, Setup
 JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G", higher_is_better=False))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A record in a board; equal headline values share a rank.
 
