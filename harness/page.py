@@ -142,7 +142,9 @@ def _metric(metric: Metric) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better, "decimals": metric.decimals}
 
 
-def _row(row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
+def _row(
+    row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]
+) -> dict[str, Any]:
     record = row.record
     return {
         "rank": row.rank,
