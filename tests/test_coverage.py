@@ -109,8 +109,7 @@ def detections(rng: np.random.Generator, images: int = 300, categories: int = 5,
     scores = np.concatenate([quality + rng.normal(0, 0.8, len(quality)), rng.normal(-0.5, 1, len(other[0]))])
     right = np.concatenate([2**level - 1, np.zeros(len(other[0]), int)])
     image, category = np.concatenate([image, other[0]]), np.concatenate([category, other[1]])
-    place = np.empty(len(scores), int)
-    place[np.argsort(-scores)] = np.arange(len(scores))
+    place = (1e6 * (20 - scores)).astype(int)  # not ranks: images of two such sets are mixed
     columns = zip(image.tolist(), category.tolist(), place.tolist(), right.tolist(), strict=True)
     return Outcomes(COLUMNS, tuple(rows + [(f"{i}", 0, k, n, bits, 0) for i, k, n, bits in columns]))
 
