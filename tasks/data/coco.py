@@ -41,11 +41,11 @@ class Image(msgspec.Struct, gc=False):
 
 
 class Category(msgspec.Struct, gc=False):
-    """A category; `isthing` only in panoptic files."""
+    """A category; `isthing` in panoptic files alone."""
 
     id: int
     name: str
-    isthing: int | bool = 1
+    isthing: int | bool | None = None
 
 
 class Annotation(msgspec.Struct, gc=False):
