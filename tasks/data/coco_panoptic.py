@@ -92,15 +92,15 @@ def read_panoptic(path: Path) -> Panoptic:
     known(path, "image", maps, {str(image.id) for image in found.images})
     if unsaid := [category.id for category in found.categories if category.isthing is None]:
         raise DataError(
-            f"{path.name} does not say of the categories {name_some(unsaid)} whether they are things: expected isthing, 1 "
-            "or 0. Add it."
+            f"{path.name} does not say of the categories {name_some(unsaid)} whether they are things: expected "
+            "isthing, 1 or 0. Add it."
         )
     if flat := [
         one.image_id for one in found.annotations if any(i.area is not None and i.area <= 0 for i in one.segments_info)
     ]:
         raise DataError(
-            f"{path.name} has segments of area 0, in the images {name_some(flat)}: expected the number of pixels. Leave "
-            "the area out to have it counted."
+            f"{path.name} has segments of area 0, in the images {name_some(flat)}: expected their pixels. Leave areas "
+            "out to have them counted."
         )
     _check_categories(path, found.annotations, found.categories)
     images = [image for image in sort_ids(found.images) if str(image.id) in maps]

@@ -44,12 +44,10 @@ def read_results(path: Path, instances: Instances) -> tuple[Sequence[Result], Ma
         raise DataError(f"{path.name} holds no detections: expected {EXPECTED}.")
     for n, result in enumerate(results):
         if not result.bbox and not _has_mask(result):
-            only = (
-                "keypoints only, which are not measured" if bytes(result.keypoints) else "neither bbox nor segmentation"
-            )
-            raise DataError(f"Entry {n} of {path.name} has {only}: expected {EXPECTED}.")
+            other = ", and holds keypoints, which are not measured" if bytes(result.keypoints) else ""
+            raise DataError(f"Entry {n} of {path.name} has neither bbox nor segmentation{other}: expected {EXPECTED}.")
     known(path, "image", (result.image_id for result in results), set(instances.number()))
-    known(path, "category", (r.category_id for r in results), {str(c.id) for c in instances.categories})
+    _check_categories(path, results, instances)
     _check_numbers(path, results, instances)
     seen = {str(result.image_id) for result in results}
     empty = [str(image.id) for image in instances.images if str(image.id) not in seen]
@@ -60,6 +58,19 @@ def read_results(path: Path, instances: Instances) -> tuple[Sequence[Result], Ma
         "first_images_without_detections": empty[:20],
         "repeated_detections": len(results) - len(keys),
     }
+
+
+def _check_categories(path: Path, results: Sequence[Result], instances: Instances) -> None:
+    """Refuse categories that are not annotated, and say it where they are places in the list of those that are."""
+    used, there = {result.category_id for result in results}, {category.id for category in instances.categories}
+    for first in (0, 1):
+        if used - there and used <= set(range(first, first + len(there))) and min(used) == first:
+            raise DataError(
+                f"{path.name} has category ids that the annotations do not know: {name_some(sorted(used - there))}. "
+                f"They seem to be labels from {first} to {first + len(there) - 1}: write the annotations' own ids, "
+                f"{name_some(sorted(there))}."
+            )
+    known(path, "category", used, set(map(str, there)))
 
 
 def box_detections(results: Sequence[Result], instances: Instances) -> Detections | None:
