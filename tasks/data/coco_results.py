@@ -132,24 +132,23 @@ def _check_numbers(path: Path, results: Sequence[Result], instances: Instances) 
                 f"{path.name} has {there.sum()} boxes {fault}, at entries {name_some(rows[there])}: "
                 "expected left, top, width, height in pixels."
             )
-    if len(boxes) >= ENOUGH and boxes.max() <= 1:
+    if len(boxes) >= ENOUGH and 0 < boxes.max() <= 1:
         raise DataError(
             f"The boxes of {path.name} look like shares of the image: expected pixels. Multiply by its size."
         )
-    found = _detections([results[n] for n in rows.tolist()], instances, boxes, boxes[:, 2] * boxes[:, 3], ())
-    if len(boxes) >= ENOUGH and _are_corners(found, instances):
+    if len(boxes) >= ENOUGH and _are_corners([results[n] for n in rows.tolist()], boxes, instances):
         raise DataError(
             f"The boxes of {path.name} look like left, top, right, bottom: read so, more of them meet annotated boxes "
             "than as COCO's left, top, width, height. Subtract the first two numbers from the last two."
         )
 
 
-def _are_corners(found: Detections, instances: Instances) -> bool:
+def _are_corners(results: Sequence[Result], boxes: Any, instances: Instances) -> bool:
     """Whether boxes are left, top, right, bottom: hardly any would be empty, and more of them meet objects."""
-    boxes = found.boxes
     if ((boxes[:, 2:] > boxes[:, :2]).all(axis=1)).mean() <= 0.99:
         return False
     objects, rows = instances.objects(), np.arange(len(boxes))
+    found = _detections(results, instances, boxes, boxes[:, 2] * boxes[:, 3], ())
     turned = replace(found, boxes=np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]))
     given, other = (len(np.unique(box_overlaps(objects, one, rows).detection)) for one in (found, turned))
     sizes = np.array([(image.width, image.height) for image in instances.images], np.float64).reshape(-1, 2)
