@@ -135,6 +135,22 @@ def test_masks_give_what_pycocotools_gives(truth: Path, found: Results, tmp_path
     assert ours(truth, tmp_path / "empty.json", kind, tmp_path) == expected
 
 
+def test_what_only_some_results_have_is_not_measured(truth: Path, found: Results, tmp_path: Path) -> None:
+    content = json.loads(truth.read_text())
+    for one in content["annotations"]:
+        del one["segmentation"]
+    (tmp_path / "instances_boxes.json").write_text(json.dumps(content))
+    for name, field, objects, reason in (
+        ("box_ap", "bbox", truth, "Only some of the results hold boxes."),
+        ("mask_ap", "segmentation", truth, "Only some of the results hold masks."),
+        ("mask_ap", "id", tmp_path / "instances_boxes.json", "The annotations hold no masks."),
+    ):
+        (tmp_path / "mine.json").write_text(json.dumps([*without(found[:1], field), *found[1:]]))
+        (record,) = run(None, "coco", predictions=tmp_path / "mine.json", annotations=objects, results=tmp_path)
+        (measured,) = [one for one in record.measurements if one.metric.name == name]
+        assert (measured.value, measured.reason) == (None, reason)
+
+
 def test_run_lengths_as_numbers_are_those_as_text(truth: Path, found: Results, tmp_path: Path) -> None:
     found = without(found, "bbox")
     (tmp_path / "text.json").write_text(json.dumps(found))

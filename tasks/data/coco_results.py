@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -57,7 +57,19 @@ def read_results(path: Path, instances: Instances) -> tuple[Sequence[Result], Ma
         "images_without_detections": len(empty),
         "first_images_without_detections": empty[:20],
         "repeated_detections": len(results) - len(keys),
+        "in_some_only": [
+            kind for kind, has in {"boxes": _has_box, "masks": _has_mask}.items() if _some(map(has, results))
+        ],
     }
+
+
+def _some(flags: Iterable[bool]) -> bool:
+    """Whether there is a yes and a no among them."""
+    return len(set(flags)) == 2
+
+
+def _has_box(result: Result) -> bool:
+    return bool(result.bbox)
 
 
 def _check_categories(path: Path, results: Sequence[Result], instances: Instances) -> None:
