@@ -176,7 +176,7 @@ class CocoPanoptic(DenseTask):
         from tasks.metrics.panoptic import Counts
         from tasks.metrics.sums_resampled import PANOPTIC
 
-        things = {category.id: category.isthing for category in self.panoptic.categories}
+        things = {category.id: int(bool(category.isthing)) for category in self.panoptic.categories}
         total: dict[int, Counts] = {category: Counts() for category in things}
         rows: list[Row] = []
         images = 0

@@ -197,7 +197,7 @@ def _mask(annotation: Any, image: Any) -> Tensor:
     """The mask (H, W) of an object."""
     import torch
 
-    from tasks.data.coco import to_code
+    from tasks.data.masks import to_code
     from tasks.metrics.overlap import draw_mask
 
     code = to_code(annotation.segmentation, image, f"annotation {annotation.id}")
