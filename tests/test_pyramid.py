@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from harness.errors import ModelError
 from harness.models import AttentionContext, build_model
-from harness.pyramid import LEVELS, Pyramid, pad_to_multiple
+from harness.pyramid import Pyramid
+from harness.taps import LEVELS, pad_to_multiple
 from harness.task import FeaturePyramid
 
 SMALL = (
