@@ -170,11 +170,14 @@ def test_a_full_disk_ends_no_evaluation_and_loses_nothing_that_was_kept(
     with path.open("a") as file:
         file.write('[["b", ')
 
-    def full(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if mode != "r":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, *rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
         patch.setattr(Path, "open", full)
         again = Journal(path, "state")
         assert again.read() == [("a", [1])]
@@ -183,7 +186,7 @@ def test_a_full_disk_ends_no_evaluation_and_loses_nothing_that_was_kept(
     assert capsys.readouterr().err.count("is not kept for another run (No space left on device)") == 1
     assert Journal(path, "state").read() == [("a", [1])], "what comes after a gap is of no use"
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "open", full)
         assert Journal(path, "another").read() == []
 
 
