@@ -71,8 +71,10 @@ class Pyramid(nn.Module):
         self.own_losses: Tensor | float = 0.0
         self._tapped = partial(_tapped, layers=layers, layout=layout, size=size)
         images, self.taps = self._tapped(backbone)
-        self.divisor = math.lcm(*map(power_of_two, self.taps.strides), *self.taps.strides, partition(backbone))
         strides = self.taps.strides
+        # What is resized anyway asks for no more than the levels do.
+        steps = LEVELS if self.taps.uneven else (*map(power_of_two, strides), *strides)
+        self.divisor = math.lcm(*steps, partition(backbone))
         self.strides = strides if native else LEVELS
         self._sources = [n if native else _source(strides, n) for n in range(len(self.strides))]
         with torch.set_grad_enabled(not frozen):

@@ -15,6 +15,7 @@ from harness.weights import state_sha256
 from tasks.data.dense_samples import DetectionSample, Samples, objects_by_image
 from tasks.data.train_loader import SampledSteps
 from tasks.dense import DenseProtocol, DenseRecipe, train_dense
+from tasks.finite import finite_heads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -158,7 +159,7 @@ def _loss(module: Any, setup: Setup, samples: Sequence[tuple[Tensor, dict[str, T
 def _predict(module: nn.Module, first_label: int, setup: Setup, pictures: Sequence[Any]) -> list[Mapping[str, Any]]:
     from tasks.data.dense_samples import to_tensor
 
-    with evaluating(setup):
+    with evaluating(setup), finite_heads(module):
         found = module([to_tensor(picture).to(setup.device) for picture in pictures])
     return [_plain(one, first_label) for one in found]
 

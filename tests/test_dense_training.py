@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from harness.checkpoint import Checkpoint
-from harness.errors import DataError, SetupError
+from harness.errors import DataError, ModelError, SetupError
 from harness.metric import Evaluation
 from harness.models import build_model
 from harness.preprocessing import resolve
@@ -185,6 +185,18 @@ def test_other_ways_of_scoring_run(test: str, data: Path) -> None:
     )
     assert evaluation.details["test"] == test
     assert values(evaluation)["miou"] is not None
+
+
+@pytest.mark.parametrize("task_id", ["coco:fcos", "coco:retinanet", "coco:mask_rcnn", PANOPTIC, "ade20k:linear"])
+def test_a_model_that_puts_out_nan_is_no_result(task_id: str, data: Path) -> None:
+    """It would have found nothing, which is a score of 0, or class 0 everywhere."""
+
+    class Overflowing(Backbone):
+        def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [one if self.training else one * float("nan") for one in super().features(images)]
+
+    with pytest.raises(ModelError, match=r"NaN or infinite\. Try --precision fp32"):
+        evaluate(f"{task_id},preset=mini,steps=1,batch=2,frozen=false", data, Overflowing(), image_size=(64, 64))
 
 
 def test_options_that_make_no_training_are_refused(data: Path) -> None:
