@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -88,17 +89,16 @@ def _of_timm(module: Any, images: Tensor) -> Taps:
     every = _measured(module, reader(), images, "")
     last = {stride: index for index, stride in enumerate(every.strides) if stride >= LEVELS[0]}
     chosen = sorted(last.values())
-    alone = len(last) == 1
-    read = reader(indices=chosen, **({"norm": True} if alone else {}))
+    if len(last) == 1:
+        # The norm may have other channels than the blocks, as the neck of SAM's encoder has.
+        return _measured(module, reader(indices=chosen, norm=True), images, "the last block, normalised")
     channels, strides = (tuple(sizes[index] for index in chosen) for sizes in (every.channels, every.strides))
+    read = reader(indices=chosen)
+    normed = any(isinstance(part, nn.LayerNorm) for part in module.modules())
     return Taps(
-        _fitted(read, strides) if every.uneven else read,
-        channels,
-        strides,
-        "the last block, normalised" if alone else "the last block of each stage",
-        bare=not alone and any(isinstance(part, nn.LayerNorm) for part in module.modules()),
-        uneven=every.uneven,
-    )
+        _fitted(read, strides) if every.uneven else read, channels, strides, "the last block of each stage",
+        bare=normed, uneven=every.uneven,
+    )  # fmt: skip
 
 
 def _measured(module: nn.Module, read: Read, images: Tensor, origin: str) -> Taps:
@@ -123,7 +123,7 @@ def _measured(module: nn.Module, read: Read, images: Tensor, origin: str) -> Tap
         ratios = [padded.shape[-1] / one.shape[-1] for one in found]
         strides = tuple(map(round, ratios))
         # What a network of one size was padded to is no rule for other images.
-        if all(map(_plausible, ratios)) and math.lcm(*strides) % extra == 0:
+        if _plausible(ratios) and math.lcm(*strides) % extra == 0:
             return Taps(read, channels, strides, origin)
         strides = tuple(1 << round(math.log2(ratio)) for ratio in ratios)
         uneven = uneven or Taps(_fitted(read, strides), channels, strides, origin, uneven=True)
@@ -132,9 +132,11 @@ def _measured(module: nn.Module, read: Read, images: Tensor, origin: str) -> Tap
     raise refused(module, images, reason(failure) if failure else "it has none") from failure
 
 
-def _plausible(ratio: float) -> bool:
-    """Whether pixels of an image over those of a map are a stride: a map of few pixels may have been rounded."""
-    return ratio == round(ratio) and (ratio <= LEVELS[-1] or math.log2(ratio) % 1 == 0)
+def _plausible(ratios: Sequence[float]) -> bool:
+    """Whether pixels of an image over those of its maps are strides: a map of few pixels may have been rounded."""
+    if any(ratio != round(ratio) or (ratio > LEVELS[-1] and math.log2(ratio) % 1) for ratio in ratios):
+        return False
+    return all(coarse % fine == 0 for fine, coarse in pairwise(sorted(ratios)))
 
 
 def _fitted(read: Read, strides: Sequence[int]) -> Read:

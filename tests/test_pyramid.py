@@ -120,15 +120,29 @@ def test_a_trial_leaves_statistics_and_modes_alone() -> None:
     assert (model.norm.training, model.stem.training) == (True, False)
 
 
-@pytest.mark.parametrize(("name", "strides"), [("efficientvim_m1", (16, 32, 64)), ("inception_v3", (4, 8, 16, 32))])
-def test_a_map_of_few_pixels_is_not_taken_for_another_stride(name: str, strides: tuple[int, ...]) -> None:
-    """At 224 a map of stride 64 has 4 pixels a side, as one of stride 56 has; Inception's maps lose their borders."""
+@pytest.mark.parametrize(
+    ("name", "strides", "divisor"),
+    [
+        ("efficientvim_m1", (16, 32, 64), 64),
+        ("mobilevitv2_050", (4, 8, 16, 32), 32),
+        pytest.param("inception_v3", (4, 8, 16, 32), 32, marks=pytest.mark.slow),
+        pytest.param("csatv2", (8, 16, 32, 64), 64, marks=pytest.mark.slow),
+    ],
+)
+def test_a_map_of_few_pixels_is_not_taken_for_another_stride(name: str, strides: tuple[int, ...], divisor: int) -> None:
+    """At 224 a map of stride 64 has 4 pixels a side, as one of stride 56 has, and MobileViT makes 8 of 7."""
     with torch.device("meta"):
-        model = build_model(f"timm:{name}")
-        pyramid = Pyramid(model, any_size=True).train()
+        pyramid = Pyramid(build_model(f"timm:{name}"), any_size=True).train()
     assert pyramid.taps.strides == strides
-    assert pyramid.taps.uneven == (name == "inception_v3")
-    assert pyramid.divisor == max(strides)
+    assert pyramid.taps.uneven == (divisor == 32)
+    assert pyramid.divisor == divisor
+    check(pyramid, (75, 101), torch.device("meta"))
+
+
+def test_the_neck_of_sam_has_channels_of_its_own() -> None:
+    with torch.device("meta"):
+        pyramid = Pyramid(build_model("timm:samvit_base_patch16", any_size=True), any_size=True).train()
+    assert (pyramid.taps.channels, pyramid.taps.strides) == ((256,), (16,))
     check(pyramid, (75, 101), torch.device("meta"))
 
 
