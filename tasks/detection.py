@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.device import evaluating
+from harness.errors import DataError
 from harness.record import Setup
 from harness.registry import HEADS
 from harness.training import seed_generators
@@ -87,6 +88,10 @@ class DetectionProtocol(DenseProtocol):
     def adapt(self, model: nn.Module, task: Any, setup: Setup) -> Callable[[Sequence[Any]], list[Any]]:
         """Train the detector, and return the function from PIL images to what it finds in each."""
         count, sample = self.samples(task)
+        if not count:
+            raise DataError(
+                f"{task.training_path.name} has no image to train on: expected objects that are no crowds. Restore it."
+            )
         recipe = self.recipe_on(self.preset_recipe, count)
         module = self._detector(model, self.classes(task), recipe, setup)
         trained = train_dense(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,14 +295,20 @@ def test_batches_are_the_same_for_any_number_of_processes(data: Path) -> None:
 
 
 def test_a_broken_training_image_is_named(data: Path, tmp_path: Path) -> None:
-    import shutil
-
     root = tmp_path / "broken"
     shutil.copytree(data, root)
     path = sorted((root / "ADEChallengeData2016" / "images" / "training").iterdir())[0]
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match=rf"{path.name} is not a readable image"):
         evaluate("ade20k:linear,preset=mini,steps=4,batch=4", root, backbone(), image_size=(64, 64))
+
+
+def test_a_training_set_without_objects_is_refused(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data" / "coco" / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    with pytest.raises(DataError, match=r"instances_train2017\.json has no image to train on: expected objects"):
+        evaluate("coco:fcos,preset=mini", tmp_path / "data", backbone(), image_size=(64, 64))
 
 
 def test_crowds_are_not_trained_on(data: Path) -> None:
