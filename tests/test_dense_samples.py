@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from harness.errors import DataError
 from harness.record import Setup
 from harness.task import build_task
-from tasks.data.dense_samples import DetectionSample, Samples, objects_by_image
+from tasks.data.dense_samples import DetectionSample, Samples, Scales, SegmentationSample, objects_by_image
 from tasks.data.distortion import _coloured, _linear, distort
 from tasks.data.picture import read_picture
 
@@ -94,3 +95,28 @@ def test_a_training_image_of_another_size_is_named(scenes: Path, tmp_path: Path)
     sample = Samples(len(objects), 0, DetectionSample(task.training, folder, tuple(objects), objects, True, 1))[0]
     assert isinstance(sample, DataError)
     assert "as its annotation says" in str(sample)
+
+
+def test_labels_stay_on_their_pixels(tmp_path: Path) -> None:
+    """Red is class 5 and blue class 7 wherever a crop was taken, resized or mirrored; 0 is not a class."""
+    folders = [tmp_path / "ADEChallengeData2016" / kind / "training" for kind in ("images", "annotations")]
+    pixels, labels = np.zeros((90, 140, 3), np.uint8), np.zeros((90, 140), np.uint8)
+    pixels[:50, :70], labels[:50, :70] = (255, 0, 0), 6
+    pixels[50:, 70:], labels[50:, 70:] = (0, 0, 255), 8
+    for folder, content, name in zip(folders, (pixels, labels), ("a.jpg", "a.png"), strict=True):
+        folder.mkdir(parents=True)
+        Image.fromarray(content).save(folder / name)
+    task: Any = build_task("ade20k:linear", tmp_path)
+    scales = Scales(short=64, long=256, crop=(64, 64), distort=False)
+    samples = Samples(1, 0, SegmentationSample(task.training, task.training_file, scales))
+    seen = set()
+    for position in range(20):
+        image, classes = samples[position]
+        assert image.shape == (3, 64, 64)
+        assert classes.shape == (64, 64)
+        for channel, other, label in ((0, 2, 5), (2, 0, 7)):
+            coloured = (image[channel] > 200) & (image[other] < 50)
+            assert (classes[coloured] == label).float().mean() > 0.9 or not coloured.any()
+        seen |= set(classes.unique().tolist())
+        assert torch.equal(samples[position][0], image)
+    assert seen == {5, 7, 255}
