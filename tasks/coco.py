@@ -102,17 +102,17 @@ class Coco(DenseTask):
 
     def measure(self, predict: Predict, setup: Setup) -> Evaluation:
         """Measure a detector on all images, or on so many as the setup allows; see the class for its contract."""
-        from harness.images import decode
         from tasks.data.coco import image_folder
         from tasks.data.loader import spread
+        from tasks.data.picture import read_picture
 
         folder, images = image_folder(self.root, self.path), self.instances.images
         chosen = spread(len(images), setup.limit)
 
         def look(places: Sequence[int]) -> list[Kept]:
-            names = [images[chosen[place]].file_name for place in places]
-            found = predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
-            return to_entries(found, len(names))
+            infos = [images[chosen[place]] for place in places]
+            found = predict([read_picture(folder / one.file_name, (one.width, one.height)) for one in infos])
+            return to_entries(found, len(infos))
 
         found = [from_entry(entry) for entry in self.entries(len(chosen), setup, look, "detect")]
         boxes, masks = to_detections(found, chosen, len(self.instances.categories))
