@@ -70,7 +70,7 @@ def test_gradients_reach_everything(name: str, prefix: int) -> None:
 @every_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_training_in_half_precision_learns_everywhere(name: str, prefix: int, dtype: torch.dtype) -> None:
-    """A training keeps weights in single precision and lets torch choose where halves do; statistics are the batch's."""
+    """A training keeps weights in single precision and lets torch choose where halves do, with its own statistics."""
     mixers = [build(name, site(GRID, prefix, layer, depth=2)).train() for layer in (0, 1)]
     shared, tokens = AttentionContext(GRID), tokens_of(GRID, prefix, batch=3).requires_grad_()
     mixed = tokens
