@@ -150,6 +150,19 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean - reach, mean + reach
 
 
+def repeatability_limit(results: Sequence[float], level: float = 0.95) -> float | None:
+    """Return the factor by which two results of one measurement differ at most, with a probability; None of one result.
+
+    Results differ by factors, so that logarithms are taken.
+
+    Source: ISO 5725-6, repeatability limit, with Student's t for the number of results.
+    """
+    if len(results) < 2:
+        return None
+    spread = float(numpy.log(results).std(ddof=1))
+    return math.exp(t_quantile(level, len(results) - 1) * math.sqrt(2) * spread)
+
+
 def t_quantile(level: float, degrees: float) -> float:
     """Return the t that Student's distribution stays within, on both sides, with a probability."""
     from scipy.special import stdtrit

@@ -16,6 +16,7 @@ from harness.statistics import (
     quantile_interval,
     rank_test,
     ratio_of_intervals,
+    repeatability_limit,
     signed_rank_test,
 )
 
@@ -131,3 +132,19 @@ def test_the_interval_of_a_proportion_is_wilsons(trials: int, share: float, leve
     expected = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
     assert proportion_interval(successes, trials, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert 0 <= expected.low < expected.high <= 1
+
+
+@pytest.mark.parametrize("runs", [3, 23])
+def test_two_runs_lie_within_the_repeatability_limit_as_often_as_it_says(runs: int) -> None:
+    generator = numpy.random.default_rng(0)
+    within = []
+    for _ in range(2000):
+        results = numpy.exp(generator.normal(3, 0.2, runs + 2))
+        limit = repeatability_limit(results[2:].tolist())
+        within.append(abs(numpy.log(results[0] / results[1])) <= numpy.log(limit))
+    assert numpy.mean(within) == pytest.approx(0.95, abs=0.015)
+
+
+def test_repeatability_of_few() -> None:
+    assert repeatability_limit([5.0]) is None
+    assert repeatability_limit([5.0, 5.0]) == 1
