@@ -106,9 +106,10 @@ def chosen_mixers(all: bool, mixers: str | None) -> list[str]:
     """
     from harness.registry import ATTENTIONS
 
-    if all == (mixers is not None):
+    named = [] if mixers is None else _names(mixers)
+    if all == (mixers is not None) or not (all or named):
         raise SetupError("Give --all for every mixer, or --mixers with their names, and not both.")
-    return list(ATTENTIONS) if mixers is None else [ATTENTIONS.get(name).name for name in _names(mixers)]
+    return list(ATTENTIONS) if all else [ATTENTIONS.get(name).name for name in named]
 
 
 def task_id(scope: str, chosen: dict[str, Any]) -> str:

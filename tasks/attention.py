@@ -119,6 +119,9 @@ class Attention(Task):
         seconds: for which the two take turns at each size, forward and backward each, once the least rounds are made.
         longest: a size is left out where its least passes would take longer, in seconds, as the smaller sizes tell.
         memory: a size is left out where a pass would need more GiB; 0 stands for half of what is free.
+
+    Raises:
+        SetupError: a number of tokens is no square, or a limit is below 0.
     """
 
     machine_bound = True
@@ -132,6 +135,8 @@ class Attention(Task):
         longest: float = 8.0,
         memory: float = 0.0,
     ) -> None:
+        if min(seconds, longest, memory) < 0:
+            raise SetupError(f"seconds={seconds:g}, longest={longest:g}, memory={memory:g}: expected none below 0.")
         self.alone, self.sizes = scope == "alone", parse_tokens(tokens)
         self.seconds, self.longest, self.memory = seconds, longest, memory
 

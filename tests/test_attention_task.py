@@ -298,7 +298,7 @@ def test_all_is_every_mixer() -> None:
     assert attention_cli.chosen_mixers(False, "agent, window,agent") == ["agent", "window"]
 
 
-@pytest.mark.parametrize(("all", "mixers"), [(True, "agent"), (False, None)])
+@pytest.mark.parametrize(("all", "mixers"), [(True, "agent"), (False, None), (False, ",")])
 def test_all_or_some_must_be_chosen(all: bool, mixers: str | None) -> None:
     with pytest.raises(SetupError, match="Give --all"):
         attention_cli.chosen_mixers(all, mixers)
@@ -311,6 +311,7 @@ def test_all_or_some_must_be_chosen(all: bool, mixers: str | None) -> None:
         ({"mixers": "agent"}, SetupError, "nothing to measure"),
         ({"mixers": "agent", "carrier": "vit_t16", "batch": "1,x"}, SetupError, "--batch is '1,x'"),
         ({"mixers": "agent", "carrier": "vit_t16", "tokens": "50"}, SetupError, "expected squares"),
+        ({"mixers": "agent", "carrier": "vit_t16", "longest": -1.0}, SetupError, "expected none below 0"),
     ],
 )
 def test_mistakes_in_the_command_measure_nothing(
