@@ -41,13 +41,17 @@ def check(
         findings = judge(before.load(), after.load(), rules, (before, after))
     page = gate_report.to_markdown(findings, rules)
     print(page)
-    if junit:
-        write_atomically(junit, gate_report.to_junit(findings, rules))
     if os.environ.get("GITHUB_ACTIONS") == "true":
         sys.stdout.write(gate_report.to_annotations(findings, rules))
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(page)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    try:
+        if junit:
+            write_atomically(junit, gate_report.to_junit(findings, rules))
+        if summary:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(page)
+    except OSError as error:
+        raise SetupError(f"{error.filename!r} cannot be written ({error.strerror}). Give another place.") from error
     raise typer.Exit(exit_code(findings, rules))
 
 
