@@ -58,7 +58,7 @@ def _check_record(store: Store, record: Record, name: str) -> Iterator[Doubt]:
     if record.outcomes_sha256:
         try:
             store.read_outcomes(record)
-        except (RecordError, OSError, EOFError, ValueError) as error:
+        except RecordError as error:
             yield Doubt(name, str(error))
 
 

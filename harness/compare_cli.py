@@ -39,7 +39,7 @@ def check(
         if before.location.key == after.location.key:
             raise SetupError(f"The baseline {baseline!r} is the candidate itself: give another one, or a git revision.")
         findings = judge(before.load(), after.load(), rules, (before, after))
-    page = gate_report.to_markdown(findings, rules)
+    page = shown(gate_report.to_markdown(findings, rules))
     print(page)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         sys.stdout.write(gate_report.to_annotations(findings, rules))
@@ -65,4 +65,11 @@ def compare(
     from harness.compare import to_markdown
     from harness.store import Store
 
-    print(to_markdown(first, second, *find(Store(results), first, second)))
+    print(shown(to_markdown(first, second, *find(Store(results), first, second))))
+
+
+def shown(page: str) -> str:
+    """Return a page as a terminal can show it: records hold text of strangers, such as errors and names of images."""
+    from harness.inspection.files import printable
+
+    return "\n".join(map(printable, page.split("\n")))

@@ -70,7 +70,7 @@ def test_a_row_without_a_record_is_found(store: Store) -> None:
     assert "leaderboard.csv:3: no record supports 'a' on 'imagenet'" in doubts(store)
 
 
-@pytest.mark.parametrize("damage", [b"", b"not gzip", None])
+@pytest.mark.parametrize("damage", [b"", b"not gzip", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9, None])
 def test_outcomes_that_were_lost_or_damaged_are_found(store: Store, damage: bytes | None) -> None:
     (path,) = store.outcomes.glob("*.csv.gz")
     path.unlink() if damage is None else path.write_bytes(damage)

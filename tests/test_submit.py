@@ -205,7 +205,7 @@ def test_records_get_the_submission_s_name(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("leave", "code", "said"), [
     (edited, 0, "not as the harness wrote it"),
-    (a_link, 0, "It left what is not read: 'records/a.json' is a link."),
+    (a_link, 0, "It left what is not read: records: 'a.json' is a link."),
     (lambda store: store.save(accuracy("another", task="imagenet:knn")), 0, "There is no record of imagenet:knn."),
     (lambda store: store.save(accuracy("nets.py:net", task="imagenet")), 0, "There is no record of imagenet:knn."),
     (lambda store: None, 9, r"ended with 9: a line / \x1b[2Jthe last line"),
