@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from harness.metric import Measurement, Metric
 from harness.record import Record, Setup
@@ -13,7 +14,7 @@ from harness.record import Record, Setup
 JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G", higher_is_better=False))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A record in a board; equal headline values share a rank.
 
@@ -64,6 +65,35 @@ class Board:
         """The task and the data."""
         shared = dict(self.conditions)
         return f"{self.task} on {shared['data']}" if "data" in shared else self.task
+
+    @cached_property
+    def shown(self) -> list[list[str]]:
+        """The values of each row as tables print them, by the board's metrics."""
+        return [[value_shown(row, metric) for metric in self.metrics] for row in self.rows]
+
+    @cached_property
+    def best(self) -> list[str]:
+        """The best value of each metric as it is printed; empty where there is none."""
+        return [best_shown(self.rows, metric) for metric in self.metrics]
+
+
+def best_shown(rows: Sequence[Row], metric: Metric) -> str:
+    """Return the best value of a column as it is printed; empty where there is none."""
+    values = [value for row in rows if (value := row.values.get(metric.name)) is not None]
+    if not values:
+        return ""
+    return f"{max(values) if metric.higher_is_better else min(values):.{metric.decimals}f}"
+
+
+def value_shown(row: Row, metric: Metric) -> str:
+    """Return a value with the metric's decimals, and half the width of its interval where it has one."""
+    value = row.values.get(metric.name)
+    if value is None:
+        return "–"
+    text = f"{value:.{metric.decimals}f}"
+    if interval := row.intervals.get(metric.name):
+        text += f" ±{(interval[1] - interval[0]) / 2:.{metric.decimals}f}"
+    return text
 
 
 @dataclass(frozen=True)
@@ -210,8 +240,8 @@ def _board(
     headline = group[0].measurements[0].metric
     joined = {} if group[0].machine_bound else {metric.name: metric for metric in JOINED}
     beside = costs if joined else {}
-    best_first = sorted(group, key=lambda record: _sort_value(record, headline))
-    scores = [_sort_value(record, headline) for record in best_first]
+    scored = sorted(((_sort_value(record, headline), record) for record in group), key=lambda one: one[0])
+    scores, best_first = [score for score, _ in scored], [record for _, record in scored]
     labels = [who(record) for record in best_first]
     alike, equal = Counter(labels), Counter(scores)
     counted = [beside.get(identity(record), NOTHING) if beside else NOTHING for record in best_first]

@@ -117,7 +117,7 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """Return a file's content; None where it is absent."""
         try:
-            with open(self.here / name, "rb", buffering=0) as file:
+            with open(f"{self.here}/{name}", "rb", buffering=0) as file:
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None

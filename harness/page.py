@@ -12,11 +12,10 @@ from typing import Any
 
 import msgspec
 
-from harness.leaderboard import Board, LeftOut, Row
+from harness.leaderboard import Board, LeftOut, Row, identity
 from harness.metric import Measurement, Metric
 from harness.published import beside
 from harness.record import Record
-from harness.tables import best_shown
 
 TEMPLATE = Path(__file__).parent / "assets" / "page"
 
@@ -42,10 +41,10 @@ def to_html(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> str:
 
 def _json(found: Any) -> str:
     """JSON that can stand in a script element: nothing in it ends the element."""
-    text = msgspec.json.encode(found).decode()
+    text = msgspec.json.encode(found)
     for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text
+        text = text.replace(letter.encode(), b"\\u%04x" % ord(letter))
+    return text.decode()
 
 
 def _packed(found: Any) -> msgspec.Raw:
@@ -65,7 +64,7 @@ def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, A
     for item in left_out:
         models.add(item.record, item.reason)
     count = sum(len(board.rows) for board in boards)
-    identities = _Shared()
+    identities: dict[tuple[str, ...], int] = {}
     return {
         "summary": f"{count:,} ranked results of {len(models.found):,} models on {len(boards):,} boards",
         "boards": [_board(board, models.numbers, identities) for board in boards],
@@ -82,20 +81,15 @@ class _Shared:
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
-        self._known: dict[bytes, int] = {}
 
     def number(self, value: object) -> int:
         """Return the number of a value."""
-        # Most values were there before: only of a new one the text is put in order, which takes several times as long.
-        text = msgspec.json.encode(value)
-        if (known := self._known.get(text)) is None:
-            ordered = msgspec.json.encode(value, order="deterministic")
-            known = self._known[text] = self._numbers.setdefault(ordered, len(self._numbers))
-        return known
+        text = msgspec.json.encode(value, order="deterministic")
+        return self._numbers.setdefault(text, len(self._numbers))
 
-    def values(self) -> list[Any]:
+    def values(self) -> list[msgspec.Raw]:
         """Return the values by their numbers."""
-        return [msgspec.json.decode(text) for text in self._numbers]
+        return list(map(msgspec.Raw, self._numbers))
 
 
 class _Models:
@@ -130,7 +124,7 @@ class _Models:
         return [number, one.value] if one.value is not None else [number, None, one.reason]
 
 
-def _board(board: Board, numbers: Mapping[str, int], identities: _Shared) -> dict[str, Any]:
+def _board(board: Board, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
     shared = dict(board.conditions)
     return {
         "task": board.task,
@@ -139,7 +133,7 @@ def _board(board: Board, numbers: Mapping[str, int], identities: _Shared) -> dic
         "machineBound": "device" in shared,
         "conditions": [[label, value] for label, value in board.conditions if label != "data"],
         "metrics": [_metric(metric) for metric in board.metrics],
-        "best": [best_shown(board.rows, metric) for metric in board.metrics],
+        "best": board.best,
         "rows": [_packed(_row(row, board.metrics, numbers, identities)) for row in board.rows],
     }
 
@@ -148,7 +142,9 @@ def _metric(metric: Metric) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better, "decimals": metric.decimals}
 
 
-def _row(row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int], identities: _Shared) -> dict[str, Any]:
+def _row(
+    row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]
+) -> dict[str, Any]:
     record = row.record
     return {
         "rank": row.rank,
@@ -157,7 +153,7 @@ def _row(row: Row, metrics: Sequence[Metric], numbers: Mapping[str, int], identi
         "label": row.label,
         "model": numbers[record.model],
         "family": family(record.model),
-        "identity": identities.number((record.model, record.source_sha256, record.setup.preprocessing.image_size)),
+        "identity": identities.setdefault(identity(record), len(identities)),
         "note": row.note,
         "values": [row.values.get(metric.name) for metric in metrics],
         "intervals": [row.intervals.get(metric.name) for metric in metrics],

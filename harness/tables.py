@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from harness.leaderboard import Board, LeftOut, Row, differences
 from harness.metric import Metric
@@ -50,11 +51,10 @@ def published_to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) 
 def board_to_markdown(board: Board) -> str:
     """Return one board: what its rows share, and the table, the best value of each metric in bold."""
     head = ["#", "model", "weights", "image", *(_head(metric) for metric in board.metrics)]
-    best = {metric.name: best_shown(board.rows, metric) for metric in board.metrics}
     body = [
         [rank_shown(row), escape(row.label[0]) + (" †" if row.note else ""), *map(escape, row.label[1:]),
-         *(_cell(row, metric, best[metric.name]) for metric in board.metrics)]
-        for row in board.rows
+         *(f"**{text}**" if _is_best(text, best) else text for text, best in zip(texts, board.best, strict=True))]
+        for row, texts in zip(board.rows, board.shown, strict=True)
     ]  # fmt: skip
     table = pipe_table(head, body, "rllr" + "r" * len(board.metrics))
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
@@ -96,34 +96,51 @@ def _behind(standing: Standing) -> tuple[str, str, str]:
 
 def to_csv(boards: Sequence[Board]) -> str:
     """Return all boards as one CSV, one line a row of a board, with every value at full precision."""
-    head: dict[str, None] = {}
-    lines = []
-    for board in boards:
-        shared = {"task": board.task, **dict(board.conditions)}
-        for row in board.rows:
-            model, weights, image = row.label
-            lines.append(line := {
-                **shared, "rank": row.rank, "model": model, "weights": weights, "image": image,
-                "record": row.record.name, **({"note": row.note} if row.note else {}),
-                **{m.metric.name: m.value for m in row.record.measurements}, **row.values,
-            })  # fmt: skip
-            head.update(dict.fromkeys(line))
+    places = {name: place for place, name in enumerate(_columns(boards))}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(defuse, head))
-    places = {name: place for place, name in enumerate(head)}
-    writer.writerows(_line(line, places) for line in lines)
+    writer.writerow(map(defuse, places))
+    for board in boards:
+        writer.writerows(_lines(board, places))
     return text.getvalue()
 
 
-def _line(filled: Mapping[str, object], places: Mapping[str, int]) -> list[object]:
-    """The cells of a line, most of which are empty."""
-    cells: list[object] = [None] * len(places)
-    for name, value in filled.items():
-        cells[places[name]] = defuse(value) if isinstance(value, str) else value
-    return cells
+IDENTIFYING = ("rank", "model", "weights", "image", "record")
 
 
+def _columns(boards: Sequence[Board]) -> dict[str, None]:
+    """The columns that any row fills, in order: what a board shares, what names a row, its own values, those beside."""
+    found: dict[str, None] = {}
+    known = set()
+    for board in boards:
+        found |= dict.fromkeys(("task", *(label for label, _ in board.conditions), *IDENTIFYING))
+        for row in board.rows:
+            shape = (bool(row.note), *row.values)
+            if shape not in known:
+                known.add(shape)
+                found |= dict.fromkeys(["note"] if row.note else [])
+                found |= dict.fromkeys((*(one.metric.name for one in row.record.measurements), *row.values))
+    return found
+
+
+def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
+    """The cells of each row, most of which are empty."""
+    shared: list[object] = [None] * len(places)
+    for label, text in (("task", board.task), *board.conditions):
+        shared[places[label]] = defuse(text)
+    rank, model, weights, image, record = (places[name] for name in IDENTIFYING)
+    for row in board.rows:
+        cells = shared.copy()
+        cells[rank], cells[record] = row.rank, defuse(row.record.name)
+        cells[model], cells[weights], cells[image] = map(defuse, row.label)
+        if row.note:
+            cells[places["note"]] = defuse(row.note)
+        for name, value in row.values.items():
+            cells[places[name]] = value
+        yield cells
+
+
+@lru_cache(maxsize=2**16)
 def escape(text: str) -> str:
     """Return text that Markdown and HTML show as it is."""
     for plain, safe in (
@@ -160,29 +177,9 @@ def rank_shown(row: Row) -> str:
     return f"{row.rank}{'=' if row.tied else ''}" + (f" ({low}–{high})" if low < high else "")
 
 
-def best_shown(rows: Sequence[Row], metric: Metric) -> str:
-    """Return the best value of a column as it is printed; empty where there is none."""
-    values = [value for row in rows if (value := row.values.get(metric.name)) is not None]
-    if not values:
-        return ""
-    return f"{max(values) if metric.higher_is_better else min(values):.{metric.decimals}f}"
-
-
-def value_shown(row: Row, metric: Metric) -> str:
-    """Return a value with the metric's decimals, and half the width of its interval where it has one."""
-    value = row.values.get(metric.name)
-    if value is None:
-        return "–"
-    text = f"{value:.{metric.decimals}f}"
-    if interval := row.intervals.get(metric.name):
-        text += f" ±{(interval[1] - interval[0]) / 2:.{metric.decimals}f}"
-    return text
-
-
-def _cell(row: Row, metric: Metric, best: str) -> str:
-    """A value, in bold where it is the best."""
-    text = value_shown(row, metric)
-    return f"**{text}**" if best and text.partition(" ")[0] == best else text
+def _is_best(text: str, best: str) -> bool:
+    """Whether a value is the best of its column, as both are printed."""
+    return bool(best) and text.partition(" ")[0] == best
 
 
 # LaTeX
@@ -195,15 +192,14 @@ def to_latex(boards: Sequence[Board]) -> str:
 
 def board_to_latex(board: Board) -> str:
     """Return one board as a table environment."""
-    best = {metric.name: best_shown(board.rows, metric) for metric in board.metrics}
     head = ["\\#", "model", "weights", "image", *(escape_latex(f"{_head(metric)}") for metric in board.metrics)]
     rows = [
         [
             escape_latex(rank_shown(row)),
             *map(escape_latex, row.label),
-            *(_latex(row, m, best[m.name]) for m in board.metrics),
+            *(_latex(text, best) for text, best in zip(texts, board.best, strict=True)),
         ]
-        for row in board.rows
+        for row, texts in zip(board.rows, board.shown, strict=True)
     ]
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
     lines = [
@@ -215,11 +211,10 @@ def board_to_latex(board: Board) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex(row: Row, metric: Metric, best: str) -> str:
-    text = value_shown(row, metric)
+def _latex(text: str, best: str) -> str:
     # Of a number nothing else needs an escape, and a board has very many.
     shown = text.replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")])
-    return f"\\textbf{{{shown}}}" if best and text.partition(" ")[0] == best else shown
+    return f"\\textbf{{{shown}}}" if _is_best(text, best) else shown
 
 
 LATEX = str.maketrans({
@@ -229,6 +224,7 @@ LATEX = str.maketrans({
 })  # fmt: skip
 
 
+@lru_cache(maxsize=2**16)
 def escape_latex(text: str) -> str:
     """Return text that LaTeX sets as it is."""
     return text.translate(LATEX)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from harness.leaderboard import value_shown
 from harness.metric import Metric
-from harness.tables import defuse, escape, rank_shown, value_shown
+from harness.tables import defuse, escape, rank_shown
 from harness.tradeoff import Contender, Tradeoff
 
 FRONT = "◆"

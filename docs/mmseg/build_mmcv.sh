@@ -10,6 +10,8 @@ set -eu
 
 VERSION=2.1.0
 python=$(command -v "${1:-python}") || { echo "There is no Python '${1:-python}'." >&2; exit 2; }
+# The folder changes on the way. Not resolved: a virtual environment is known by the link's own place.
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 folder=${2:-build/mmcv}
 export MAX_JOBS="${MAX_JOBS:-2}" PIP_DISABLE_PIP_VERSION_CHECK=1
 
