@@ -49,14 +49,15 @@ def inspect_tree(folder: Path) -> list[Problem]:
     while pending and len(found) < MOST_SHOWN:
         place, depth = pending.pop()
         try:
-            for entry in os.scandir(place):
-                about = entry.stat(follow_symlinks=False)
-                count, size = count + 1, size + about.st_size
-                if count > MOST_FILES or depth > DEEPEST or size > MOST_BYTES:
-                    return [*found, _TOO_MUCH]
-                found += _inspect_entry(entry.name, about, Path(entry.path).relative_to(folder).as_posix())
-                if stat.S_ISDIR(about.st_mode):
-                    pending.append((Path(entry.path), depth + 1))
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    about = entry.stat(follow_symlinks=False)
+                    count, size = count + 1, size + about.st_size
+                    if count > MOST_FILES or depth > DEEPEST or size > MOST_BYTES:
+                        return [*found, _TOO_MUCH]
+                    found += _inspect_entry(entry.name, about, Path(entry.path).relative_to(folder).as_posix())
+                    if stat.S_ISDIR(about.st_mode):
+                        pending.append((Path(entry.path), depth + 1))
         except OSError as error:
             name = place.relative_to(folder).as_posix()
             found.append(Problem("special", f"{name[:120]!r} cannot be read ({error.strerror}).", "Allow it."))
