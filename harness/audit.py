@@ -122,6 +122,8 @@ def job_of(record: Record, model: str = "", weights: Path | None = None, data: P
         raise RecordError(f"{record.name} is {record.provenance}, not measured: there is no run to repeat.")
     if record.error:
         raise RecordError(f"{record.name} failed when it was made ({record.error}): there are no numbers to repeat.")
+    if "race" in record.details:
+        raise RecordError(f"{record.name} is of a race with others: run `race` again with all of them.")
     # A submission's records have its name; they tell apart from that what was run.
     entry = record.details.get("submission", {}).get("entry", record.model)
     location = entry.partition("+")[0].rpartition(":")[0]

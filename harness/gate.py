@@ -243,6 +243,8 @@ def _conditions(record: Record) -> dict[str, str]:
     if record.data:
         # All of the stamp: two data sets of one fingerprint may be cut in other ways.
         found["data"] = " ".join(map(str, astuple(record.data)))
+    if race := record.details.get("race"):
+        found["race"] = str(race["id"])
     if record.machine_bound:
         shared = dict(conditions(record))
         found |= {name: shared[name] for name in MACHINE if name in shared}

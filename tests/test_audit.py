@@ -174,6 +174,10 @@ def test_what_a_record_needs_to_be_repeated_is_named() -> None:
         job_of(accuracy("vit_s16", error="it broke", measurements=()))
     with pytest.raises(RecordError, match="published, not measured"):
         job_of(accuracy("vit_s16", provenance="published"))
+    with pytest.raises(RecordError, match="is predictions, not measured"):
+        job_of(accuracy("vit_s16", provenance="predictions"))
+    with pytest.raises(RecordError, match="is of a race with others: run `race` again"):
+        job_of(cost("vit_s16", 10.0, details={"race": {"id": "x"}}))
 
 
 def test_what_differs_beside_the_numbers_is_said() -> None:

@@ -49,6 +49,15 @@ def test_of_several_machines_equal_ones_are_compared(
     assert all(f", device {'AB'[index]}" in one.cell[2] for index, one in enumerate(latencies) if len(verdicts) == 2)
 
 
+def test_times_of_two_races_are_not_compared(sides: Sides) -> None:
+    for store, races in ((sides.before, "ab"), (sides.after, "bc")):
+        for race in races:
+            details = {"race": {"id": race, "models": ["net"], "rounds": 40}}
+            store.save(replace(cost("net", 10.0, details=details), key=8 * race, seconds=float(ord(races[0]))))
+    found = judge(sides.before.load(), sides.after.load(), POLICY, (sides.before, sides.after))
+    assert {(one.cell[2].rpartition(" ")[2], one.verdict) for one in found} == {("b", Verdict.SAME)}
+
+
 def test_a_failure_hides_behind_no_other_record(sides: Sides) -> None:
     sides.before.save(accuracy("net", 70.0))
     sides.after.save(accuracy("net", 70.0, seconds=2.0))

@@ -262,6 +262,18 @@ def test_admission_copies_what_was_run(ran: tuple[Path, Path, Store]) -> None:
     assert admit(*ran) == [record]
 
 
+@pytest.mark.parametrize("address", ["file://{}/shared/results", "memory://admitted{}"])
+def test_admission_takes_an_address(ran: tuple[Path, Path, Store], address: str, tmp_path: Path) -> None:
+    results = Store(address.format(tmp_path))
+    (record,) = admit(ran[0], ran[1], results)
+    again = Store(address.format(tmp_path))
+    assert again.load() == [record]
+    assert admit(ran[0], ran[1], again) == [record]
+    assert results.read(f"{record.name}.json") == record
+    done = invoke("admit", ran[0], "--work", tmp_path / "none", "--results", address.format(tmp_path))
+    assert "was not run as it is now" in str(done.exception)
+
+
 def test_a_folder_that_changed_is_not_admitted(ran: tuple[Path, Path, Store]) -> None:
     (ran[0] / "nets.py").write_text("# changed\n" + NETS)
     with pytest.raises(RecordError, match="was not run as it is now"):
