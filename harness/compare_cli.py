@@ -32,6 +32,7 @@ def check(
     from harness import gate_report
     from harness.baseline import opened
     from harness.gate import exit_code, judge, read_policy
+    from harness.progress import say
     from harness.store import Store, uncollected, write_atomically
 
     rules, after = read_policy(policy), Store(results)
@@ -39,6 +40,8 @@ def check(
         if before.location.key == after.location.key:
             raise SetupError(f"The baseline {baseline!r} is the candidate itself: give another one, or a git revision.")
         findings = judge(before.load(), after.load(), rules, (before, after))
+        if not findings:
+            say(f"The baseline {baseline!r} has no records to compare with: give the folder that holds `records`.")
     page = shown(gate_report.to_markdown(findings, rules))
     print(page)
     if os.environ.get("GITHUB_ACTIONS") == "true":

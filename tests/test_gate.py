@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -231,6 +232,7 @@ def test_an_empty_baseline_is_not_green(sides: Sides) -> None:
     code, page = sides.check()
     assert code == 4
     assert "nothing measured" in page
+    assert "has no records to compare with" in page
 
 
 def test_the_policy_is_a_small_file(tmp_path: Path) -> None:
@@ -270,6 +272,13 @@ def test_a_git_revision_is_a_baseline(sides: Sides, tmp_path: Path) -> None:
     worse = CliRunner().invoke(app, [*words, "HEAD"])
     assert worse.exit_code == 3
     assert "worse" in worse.output
+    # Results may lie in the root of their repository.
+    shutil.copytree(sides.after.root, tmp_path, dirs_exist_ok=True)
+    git("add", ".")
+    git("commit", "-q", "-m", "in the root")
+    same = CliRunner().invoke(app, ["check", "--results", str(tmp_path), "--baseline", "HEAD"])
+    assert same.exit_code == 4
+    assert "1 same" in same.output
     unknown = CliRunner().invoke(app, [*words, "nowhere"])
     assert isinstance(unknown.exception, RecordError)
     assert "neither a folder nor a git revision" in str(unknown.exception)
