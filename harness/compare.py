@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.errors import RecordError, UnknownName
+from harness.errors import RecordError, SetupError, UnknownName
 from harness.factory import nearest
 from harness.leaderboard import conditions, why_unranked
 from harness.metric import Measurement, Metric
@@ -53,6 +53,7 @@ def compare(store: Store, first: str, second: str) -> tuple[list[Comparison], li
 
     Raises:
         UnknownName: a model has no records.
+        SetupError: both are one model.
         RecordError: they share no task, or a model has several records that fit one of the other's.
     """
     records = [record for record in store.load() if not record.error and record.provenance != "published"]
@@ -60,6 +61,8 @@ def compare(store: Store, first: str, second: str) -> tuple[list[Comparison], li
         if all(record.model != model for record in records):
             known = sorted({record.model for record in records})
             raise UnknownName(f"There are no records of {model!r}.{nearest(model, known)} Run it first.")
+    if first == second:
+        raise SetupError(f"{first!r} is both models: name two. How far runs of one model differ, `rerun` tells.")
     pairs = list(_pairs(records, first, second))
     if not pairs:
         raise RecordError(

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.compare import compare
-from harness.errors import RecordError, UnknownName
+from harness.errors import RecordError, SetupError, UnknownName
 from harness.store import Store
 
 
@@ -64,6 +64,8 @@ def test_what_cannot_be_compared(store: Store) -> None:
     store.save(accuracy("one", 70.0))
     with pytest.raises(UnknownName, match=r"no records of 'onn'. Did you mean 'one'\?"):
         compare(store, "one", "onn")
+    with pytest.raises(SetupError, match="'one' is both models"):
+        compare(store, "one", "one")
     store.save(accuracy("two", 70.0, setup=replace(SETUP, precision="bf16")))
     with pytest.raises(RecordError, match="share no task under equal conditions"):
         compare(store, "one", "two")
