@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.compare import compare
 from harness.errors import RecordError, SetupError, UnknownName
+from harness.metric import Measurement, Metric, Outcomes
 from harness.store import Store
 
 
@@ -40,7 +41,21 @@ def test_every_shared_metric_is_compared(store: Store) -> None:
     assert latency.test.startswith("Mann-Whitney")
     assert by_metric["gmacs"].test == "one value each"
     assert len(items) == 10
-    assert all(item.first == 1 and item.second == 0 for item in items)
+    assert all(item.first == "right class at place 1" for item in items)
+    assert all(item.second == "right class not in the top 5" for item in items)
+
+
+def test_images_are_told_whose_own_iou_differs_most(store: Store) -> None:
+    columns = ("item", "class", "right", "annotated", "predicted", "edge_right", "edge_annotated", "edge_predicted")
+    miou = Measurement(Metric("miou", "%", True), 50.0)
+    for name, right in (("one", (50, 40, 30)), ("two", (50, 0, 20))):
+        rows = [(f"{image}.jpg", 3, pixels, 100, 100, 1, 2, 3) for image, pixels in enumerate(right)]
+        store.save(accuracy(name, task="ade20k", measurements=(miou,)), Outcomes(columns, tuple(rows)))
+    _, items = compare(store, "one", "two")
+    # By hand: intersection over union 40 / 160 against 0, and 30 / 170 against 20 / 180.
+    assert [(item.item, item.first, item.second) for item in items] == [
+        ("1.jpg", "miou 0.25", "miou 0.00"), ("2.jpg", "miou 0.18", "miou 0.11"),
+    ]  # fmt: skip
 
 
 def test_p_is_corrected_for_the_number_of_tests(store: Store) -> None:
