@@ -198,7 +198,7 @@ def preview(results: Store, place: Path, report: Report) -> str:
     mine_out = [item for item in left_out if item.record.name in names]
     parts += published_to_markdown(boards, [item for item in mine_out if item.record.provenance == "published"])
     parts += [
-        f"Not ranked: {escape(item.record.task)}: {escape(printable(item.reason))}"
+        f"Not ranked: {escape(item.record.task)}: {escape(item.reason)}"
         for item in mine_out
         if item.record.provenance != "published"
     ]
