@@ -140,12 +140,21 @@ def _named(module: nn.Module, layers: Sequence[str], layout: str) -> Read:
                 f"{type(module).__name__} has no module named {name!r} (layer={name}): expected last, last4, an index, "
                 f"or a module's name.{hint}"
             )
+        _check_map(module, name)
 
     def read(images: Tensor) -> list[BlockOutput]:
         outputs = _outputs(module, layers, images)
         return [_output(module, found, images, layout, name) for name, found in zip(layers, outputs, strict=True)]
 
     return read
+
+
+def _check_map(module: nn.Module, name: str) -> None:
+    """Refuse a part of what says by `no_map_inside` why its parts have none: tokens may be a square by chance."""
+    parents = (name[:end] for end, mark in enumerate(name) if mark == ".")
+    for parent in map(module.get_submodule, parents):
+        if why := getattr(parent, "no_map_inside", ""):
+            raise ModelError(why)
 
 
 def _block_names(module: nn.Module, images: Tensor) -> list[str]:

@@ -164,12 +164,12 @@ def _unpaired(one: Record, other: Record, first: Measurement, second: Measuremen
         one.task, first.metric, first.value, second.value, ratio if cost else second.value - first.value,
         test="one value each", ratio=cost,
     )  # fmt: skip
-    if not cost or min(len(first.samples), len(second.samples)) < 2:
+    if not cost or min(len(first.samples), len(second.samples)) < 2 or min(first.value, second.value) <= 0:
         return plain
     if why := why_unranked(one) or why_unranked(other):
         return replace(plain, test=why)
     found = ratio_of_series(first.samples, second.samples)
-    return replace(plain, interval=(found.low, found.high), p=found.p, test="Mann-Whitney over blocks of samples")
+    return replace(plain, interval=(found.low, found.high), p=found.p, test="Welch's t of medians, autocorrelated")
 
 
 def _corrected(found: Sequence[Comparison]) -> list[Comparison]:

@@ -1,7 +1,7 @@
 """The regression gate: every cell of a baseline against the same cell of a candidate, with a verdict each.
 
 A cell is one metric of one model on one task under one setup. Accuracy is judged by a paired test on the same images
-and by an absolute floor, cost by a rank test and a least effect, what is counted exactly.
+and by an absolute floor, cost by a test of its samples and a least effect, what is counted exactly.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Policy:
         accuracy_margin: points, hundredths of a share in 0..1; a difference whose interval lies within it is `same`.
         floors: least values by `task metric`, such as `"imagenet top1" = 75.0`; below one is `worse`, whatever the
             baseline.
-        cost_level: of the rank test.
+        cost_level: of the test of the samples.
         cost_least_effect: share; a smaller change of a cost is none, however certain.
         tolerate: verdicts that do not fail the gate.
     """
@@ -327,7 +327,7 @@ def _cost(records: tuple[Record, Record], pair: tuple[Measurement, Measurement],
 
 def _difference(before: Measurement, after: Measurement, policy: Policy) -> Difference | None:
     """The difference with its chance; None where one value each is all there is."""
-    if min(len(before.samples), len(after.samples)) > 1:
+    if min(len(before.samples), len(after.samples)) > 1 and min(before.value or 0, after.value or 0) > 0:
         return ratio_of_series(before.samples, after.samples, policy.cost_level, policy.cost_least_effect)
     if not before.interval or not after.interval or min(*before.interval, *after.interval) <= 0:
         return None

@@ -11,8 +11,9 @@ import numpy
 from harness.errors import BenchError
 from harness.metric import Measurement, Metric
 from harness.scaling import crossing, crossing_interval, fit_power_law
-from harness.statistics import compare_rounds, median_interval
+from harness.statistics import LEAST_EFFECT, compare_rounds, median_interval
 
+IS_CONTROL = "is the control"
 # Fewer tokens take little but the time that it takes to launch the work, whatever the mixer.
 FITTED_FROM = 196
 # Of fewer rounds no interval is given.
@@ -26,18 +27,24 @@ class Quantity:
     Args:
         name: of its metrics, as in `latency_n196`.
         below: the metric that says from where on it is less than the control's.
+        peak: whether it is what one pass adds to the memory, and neither timed in turns nor counted.
     """
 
     name: str
     unit: str
     below: str
+    peak: bool = False
+
+    def is_coarse(self, device: str) -> bool:
+        """Return whether two runs differ in it by chance, though each has one value: by a process's resident set."""
+        return self.peak and not device.startswith("cuda")
 
 
 QUANTITIES = (
     Quantity("latency", "ms", "faster_from"),
     Quantity("training_latency", "ms", "training_faster_from"),
-    Quantity("memory", "MiB", "lighter_from"),
-    Quantity("training_memory", "MiB", "training_lighter_from"),
+    Quantity("memory", "MiB", "lighter_from", peak=True),
+    Quantity("training_memory", "MiB", "training_lighter_from", peak=True),
     Quantity("gmacs", "G", "fewer_macs_from"),
 )
 
@@ -75,19 +82,22 @@ class Pair:
 
 
 Points = Mapping[int, Mapping[str, Pair]]
+# By which factor two runs of one model may differ by chance, by the number of tokens.
+Limits = Mapping[int, float]
 
 
-def summarise(points: Points, seed: int = 0) -> list[Measurement]:
+def summarise(points: Points, seed: int = 0, device: str = "cpu", is_control: bool = False) -> list[Measurement]:
     """Return what curves come to, and then their points.
 
     Args:
         points: by the number of tokens, then by the name of the quantity.
+        is_control: whether the model is the control itself.
     """
     return [
         *(_growth(points, quantity) for quantity in QUANTITIES),
-        *(_below(points, quantity, seed) for quantity in QUANTITIES),
+        *(_below(points, quantity, seed, device, is_control) for quantity in QUANTITIES),
         *(_growth(points, quantity, control=True) for quantity in QUANTITIES),
-        *(found for quantity in QUANTITIES for found in _values(points, quantity, seed)),
+        *(found for quantity in QUANTITIES for found in _values(points, quantity)),
     ]
 
 
@@ -107,25 +117,48 @@ def _growth(points: Points, quantity: Quantity, control: bool = False) -> Measur
     return Measurement(metric, law.slope, interval=(law.low, law.high))
 
 
-def _below(points: Points, quantity: Quantity, seed: int) -> Measurement:
-    """The number of tokens from which on it costs less than the control."""
-    metric = Metric(quantity.below, "tokens", higher_is_better=False, decimals=0)
-    known = {tokens: pairs[quantity.name] for tokens, pairs in sorted(points.items()) if pairs[quantity.name].ratios}
+def _below(points: Points, quantity: Quantity, seed: int, device: str, is_control: bool) -> Measurement:
+    """From where on it costs less than the control; a run by itself does not know how well a coarse measure repeats."""
+    if is_control:
+        return Measurement(_crossing_metric(quantity), None, reason=IS_CONTROL)
+    pairs = {tokens: found[quantity.name] for tokens, found in points.items()}
+    return below(pairs, quantity, seed, {} if quantity.is_coarse(device) else None)
+
+
+def below(pairs: Mapping[int, Pair], quantity: Quantity, seed: int = 0, limits: Limits | None = None) -> Measurement:
+    """Return the number of tokens from which on a quantity is less than the control's.
+
+    Args:
+        pairs: by the number of tokens.
+        limits: of a coarse measure; a difference counts beyond them only, and a size without one does not count.
+    """
+    metric = _crossing_metric(quantity)
+    known = {tokens: pair for tokens, pair in sorted(pairs.items()) if pair.ratios}
     if not known:
         return Measurement(metric, None, reason="there is nothing to compare")
+    if limits is not None:
+        known = {tokens: pair for tokens, pair in known.items() if tokens in limits}
+    if not known:
+        return Measurement(metric, None, reason="one run does not tell by how much two differ: see token_counts")
     sizes, last = list(known), known[max(known)]
-    found = crossing(sizes, [float(numpy.median(pair.ratios)) for pair in known.values()])
+    coarseness = [max(1.0, limits[size] / (1 + LEAST_EFFECT)) if limits else 1.0 for size in sizes]
+    medians = [float(numpy.median(pair.ratios)) for pair in known.values()]
+    found = crossing(sizes, [ratio * factor for ratio, factor in zip(medians, coarseness, strict=True)])
     if math.isinf(found):
         return Measurement(metric, None, reason=f"never up to {sizes[-1]:,} tokens")
     if not all(pair.timed for pair in known.values()):
         return Measurement(metric, found)
-    if _interval(last, seed)[1] >= 1:
+    if _interval(last)[1] >= 1:
         return Measurement(metric, None, reason=f"not beyond chance at {sizes[-1]:,} tokens")
     low, high = crossing_interval(sizes, [pair.ratios for pair in known.values()], seed)
     return Measurement(metric, found, interval=(low, min(high, float(sizes[-1]))))
 
 
-def _values(points: Points, quantity: Quantity, seed: int) -> Iterator[Measurement]:
+def _crossing_metric(quantity: Quantity) -> Metric:
+    return Metric(quantity.below, "tokens", higher_is_better=False, decimals=0)
+
+
+def _values(points: Points, quantity: Quantity) -> Iterator[Measurement]:
     """Yield own value, control's value and their ratio at each number of tokens."""
     for tokens, pairs in sorted(points.items()):
         pair = pairs[quantity.name]
@@ -134,7 +167,7 @@ def _values(points: Points, quantity: Quantity, seed: int) -> Iterator[Measureme
             if not samples:
                 yield Measurement(metric, None, reason=pair.reason)
                 continue
-            interval = median_interval(samples, seed) if pair.timed else None
+            interval = median_interval(samples) if pair.timed else None
             yield Measurement(metric, float(numpy.median(samples)), samples, interval=interval)
         metric = Metric(f"{quantity.name}_ratio_n{tokens}", "", False, decimals=3, minor=True)
         reason = pair.reason or "there is nothing to divide by, or nothing to divide"
@@ -142,14 +175,14 @@ def _values(points: Points, quantity: Quantity, seed: int) -> Iterator[Measureme
             metric,
             pair.ratio,
             reason="" if pair.ratio is not None else reason,
-            interval=_interval(pair, seed) if pair.ratios and pair.timed else None,
+            interval=_interval(pair) if pair.ratios and pair.timed else None,
         )
 
 
-def _interval(pair: Pair, seed: int) -> tuple[float, float]:
+def _interval(pair: Pair) -> tuple[float, float]:
     """The 95 % interval of the ratio."""
     own, control = ([[sample] for sample in samples] for samples in (pair.own, pair.control))
-    found = compare_rounds(control, own, seed)
+    found = compare_rounds(control, own)
     return found.low, found.high
 
 

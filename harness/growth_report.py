@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.growth import QUANTITIES, Quantity, token_counts
+from harness.growth import IS_CONTROL, QUANTITIES, Limits, Pair, Quantity, below, token_counts
 from harness.leaderboard import conditions
 from harness.metric import Measurement
 from harness.multiples import Line, Panel, draw_multiples
 from harness.plot import THEMES
 from harness.record import Record, slug
+from harness.statistics import repeatability_limit
 
 TASK = "attention"
 POINTS_HEAD = (
@@ -97,7 +98,8 @@ def summary(groups: Sequence[Group]) -> str:
         "column means: docs/attention.md. Square brackets hold 95 % intervals.",
     ]
     for group in groups:
-        rows = [_summary_row(record) for record in sorted(group.records, key=_at_the_end)]
+        limits = {quantity.name: _limits(group, quantity) for quantity in QUANTITIES}
+        rows = [_summary_row(record, limits) for record in sorted(group.records, key=_at_the_end)]
         align = ("left", *["right"] * (len(SUMMARY_HEAD) - 1))
         parts += [
             f"## {group.title}",
@@ -141,11 +143,24 @@ def _measured(known: Mapping[str, Measurement], prefix: str) -> list[tuple[int, 
     return [(tokens, measurement) for tokens, measurement in found if measurement.value is not None]
 
 
-def _summary_row(record: Record) -> list[str]:
+def _limits(group: Group, quantity: Quantity) -> Limits | None:
+    """By which factor runs differ in a coarse quantity: every record has the control's, from a process of its own."""
+    if not quantity.is_coarse(group.records[0].setup.device):
+        return None
+    found: dict[int, list[float]] = defaultdict(list)
+    for record in group.records:
+        for tokens, control in _measured(_by_name(record), f"{quantity.name}_control"):
+            if control.value:
+                found[tokens].append(control.value)
+    limits = {tokens: repeatability_limit(values) for tokens, values in found.items()}
+    return {tokens: limit for tokens, limit in limits.items() if limit is not None}
+
+
+def _summary_row(record: Record, limits: Mapping[str, Limits | None]) -> list[str]:
     known = _by_name(record)
     most = max(token_counts(list(known)))
     growths = [_shown(known[f"{quantity.name}_growth"], 2) for quantity in QUANTITIES]
-    crossings = [_from(known[quantity.below], min(token_counts(list(known)))) for quantity in QUANTITIES]
+    crossings = [_crossing(record, known, quantity, limits[quantity.name]) for quantity in QUANTITIES]
     return [
         _mixer(record), f"{known['parameters'].value:.3f}",
         *(_ratio(known, f"{mode}latency_ratio", most) for mode in ("", "training_")), *growths, *crossings,
@@ -168,11 +183,19 @@ def _shown(found: Measurement, decimals: int) -> str:
     return f"{found.value:,.{decimals}f}{interval}"
 
 
-def _from(found: Measurement, least: int) -> str:
+def _crossing(record: Record, known: Mapping[str, Measurement], quantity: Quantity, limits: Limits | None) -> str:
     """The number of tokens, `always` where it is the least that was measured, or that it never is."""
+    if record.model == record.details.get("control"):
+        return IS_CONTROL
+    names = {tokens: f"{quantity.name}{{}}_n{tokens}" for tokens in token_counts(list(known))}
+    pairs = {
+        tokens: Pair(known[name.format("")].samples, known[name.format("_control")].samples)
+        for tokens, name in names.items()
+    }
+    found = below(pairs, quantity, record.setup.seed, limits)
     if found.value is None:
         return "never" if found.reason.startswith("never") else "–"
-    return "always" if found.value <= least else _shown(found, 0)
+    return "always" if found.value <= min(pairs) else _shown(found, 0)
 
 
 def _panel(record: Record, quantity: Quantity) -> Panel | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from harness.progress import say
 
 # What is kept of an item: numbers, texts, and lists of these.
 Kept = tuple[Any, ...]
@@ -13,6 +17,8 @@ Kept = tuple[Any, ...]
 
 class Journal:
     """A file of what was found, one line a batch, that lives only while its evaluation is unfinished.
+
+    Where the disk does not take it, the evaluation goes on without.
 
     Args:
         path: of the file; it need not exist.
@@ -22,6 +28,7 @@ class Journal:
     def __init__(self, path: Path, state: str) -> None:
         self._path = path
         self._state = state
+        self._taken = True
 
     def under(self, state: str) -> Journal:
         """Return the journal in the same file that also depends on something else, such as trained weights."""
@@ -29,16 +36,32 @@ class Journal:
 
     def read(self) -> list[Kept]:
         """Return the entries of all whole batches, and leave nothing else in the file."""
-        lines = self._path.read_text().splitlines() if self._path.is_file() else []
+        text = self._path.read_text() if self._path.is_file() else ""
+        lines = text.splitlines()
         batches = _whole(lines[1:]) if lines and lines[0] == self._state else []
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(f"{line}\n" for line in [self._state, *map(json.dumps, batches)]))
+        content = "".join(f"{line}\n" for line in [self._state, *lines[1 : 1 + len(batches)]])
+        with self._taking():
+            if text.startswith(content):
+                os.truncate(self._path, len(content.encode()))  # which a full disk allows too
+            else:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.write_text(content)
         return [tuple(row) for batch in batches for row in batch]
 
     def append(self, batch: Sequence[Kept]) -> None:
         """Add the entries of one batch."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(batch) + "\n")
+        if self._taken:
+            with self._taking(), self._path.open("a") as file:
+                file.write(json.dumps(batch) + "\n")
+
+    @contextmanager
+    def _taking(self) -> Iterator[None]:
+        """Say so where the disk does not take something, and write nothing more: after a gap no batch is of use."""
+        try:
+            yield
+        except OSError as error:
+            self._taken = False
+            say(f"What is found is not kept for another run ({error.strerror or error}); the evaluation goes on.")
 
     @staticmethod
     def remove(path: Path) -> None:

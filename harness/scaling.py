@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy
 
 from harness.errors import BenchError
-from harness.statistics import LEAST_EFFECT, RESAMPLES, t_quantile
+from harness.statistics import LEAST_EFFECT, t_quantile
 
 CONFIDENCE = 0.95
+RESAMPLES = 1000
 THRESHOLD = 1 / (1 + LEAST_EFFECT)
 
 

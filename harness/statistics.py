@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist
 from typing import Any
 
 import numpy
+from numpy.typing import NDArray
 
-RESAMPLES = 1000
 # One false difference in a thousand comparisons; and what is below two per cent is nothing to report.
 LEVEL = 0.001
 LEAST_EFFECT = 0.02
+# Lags at which it is asked how much a sample tells of later ones.
+LAGS = (1, 2, 4, 8, 16, 32)
+
+Floats = NDArray[numpy.float64]
+Error = tuple[float, float]  # a standard error, and its degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -42,42 +48,83 @@ class Difference:
         return self.p < self.level and abs(math.log(self.ratio)) > math.log1p(self.least_effect)
 
 
-def median_interval(samples: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def median_interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Return the interval of the median of samples in the order in which they were taken: see `quantile_interval`."""
-    return quantile_interval(samples, 0.5, seed, level)
+    return quantile_interval(samples, 0.5, level)
 
 
-def quantile_interval(
-    samples: Sequence[float], share: float, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the bootstrap interval of a quantile of samples in the order in which they were taken.
+def quantile_interval(samples: Sequence[float], share: float, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a quantile of samples in the order in which they were taken.
 
-    Neighbours in time are alike, so whole blocks of about the square root of their number are drawn (the circular block
-    bootstrap of Politis and Romano, 1992); drawing single samples would give too narrow an interval. Blocks are few:
-    the interval is by Student's t on their number, and as wide as the samples at most.
+    The samples that lie at the share less and more what chance allows it (Woodruff 1952), so that the distribution may
+    have any shape; between two samples it is interpolated. It is as wide as the samples at most, which is too narrow
+    where they are few: see "Intervals" in docs/numbers.md.
     """
     values = numpy.asarray(samples, dtype=float)
-    count = len(values)
-    block = max(1, round(math.sqrt(count)))
-    starts = numpy.random.default_rng(seed).integers(count, size=(RESAMPLES, -(-count // block), 1))
-    drawn = values[(starts + numpy.arange(block)) % count].reshape(RESAMPLES, -1)[:, :count]
-    blocks, value = max(2.0, count / block), float(numpy.quantile(values, share))
-    spread = float(numpy.quantile(drawn, share, axis=1).std()) * math.sqrt(blocks / (blocks - 1))
-    reach = t_quantile(level, blocks - 1) * spread
-    return max(float(values.min()), value - reach), min(float(values.max()), value + reach)
+    ordered, (low, high) = numpy.sort(values), _places(values, share, level)
+    ends, value = numpy.interp([low, high], numpy.arange(len(values)), ordered), float(numpy.quantile(values, share))
+    return min(float(ends[0]), value), max(float(ends[1]), value)
 
 
 def median_error(samples: Sequence[float]) -> float:
-    """Return half the width of the 95 % order-statistic interval of the median, relative to the median.
+    """Return about half the width of the 95 % interval of the median, relative to the median, to stop sampling by.
 
-    Quick enough to be asked while samples are taken; it knows nothing of their order.
+    Quick enough to be asked while samples are taken. It takes what neighbours in time add to the variance for known:
+    to stop where the interval itself is narrow by chance would leave intervals that cover too little.
     """
-    ordered = sorted(samples)
-    middle, reach = (len(ordered) - 1) / 2, 0.98 * math.sqrt(len(ordered))
-    low, high = math.floor(middle - reach), math.ceil(middle + reach)
-    if low < 0:
+    values = numpy.asarray(samples, dtype=float)
+    middle = (len(values) - 1) / 2
+    reach = 0.98 * max(math.sqrt(len(values)), 2 * len(values) * _share_error(values, 0.5)[0])
+    if reach > middle:
         return math.inf
-    return (ordered[high] - ordered[low]) / 2 / ordered[math.floor(middle)]
+    low, high = numpy.interp([middle - reach, middle + reach], numpy.arange(len(values)), numpy.sort(values))
+    return float(high - low) / 2 / float(numpy.median(values))
+
+
+def _places(values: Floats, share: float, level: float) -> tuple[float, float]:
+    """Where the ends of a quantile's interval lie among the ordered samples, from 0; beyond them where they are few."""
+    error, degrees = _share_error(values, share)
+    middle, reach = len(values) * share - 0.5, len(values) * t_quantile(level, degrees) * error
+    return middle - reach, middle + reach
+
+
+def _share_error(values: Floats, share: float) -> tuple[float, float]:
+    """The standard error of the share of samples that lie below a quantile, and its degrees of freedom.
+
+    Neighbours in time are alike. What that adds to the variance is in the slow waves of the series of whether a sample
+    lies below: the mean square of its first cosine coefficients (Lazarus, Lewis, Stock and Watson 2018,
+    doi:10.1080/07350015.2018.1506926). The longer samples remember, the fewer of them are slow enough. Runs of samples
+    beyond the quantile differ in length, so that the variance is less certain where these are few.
+    """
+    from scipy.fft import dct
+
+    count = len(values)
+    below = (values <= numpy.quantile(values, share)) - share
+    if not numpy.ptp(below):
+        return 0.0, 1.0
+    memory = _memory(values)
+    slow = min(0.13 * count * (1 - memory) / math.sqrt(memory), max(4.0, count ** (2 / 3) / 2), count - 1)
+    waves = max(1, math.floor(max(slow, 2.0))) if count > 2 else 1
+    variance = float((dct(below, norm="ortho")[1 : waves + 1] ** 2).mean())
+    inflation = max(1.0, variance / (share * (1 - share)))
+    runs = count * min(share, 1 - share) / inflation
+    return math.sqrt(variance / count), 1 / (1 / waves + (1 - 1 / inflation) / runs)
+
+
+def _memory(values: Floats) -> float:
+    """The autocorrelation of neighbouring samples' ranks, in 0..1, by the lag at which it is longest remembered.
+
+    Jitter hides at lag 1 how slowly what lies below it moves; a correlation at a longer lag that is beyond chance
+    shows it. Of a short series they are estimated too low, by (1 + 3 r) / n (Kendall 1954).
+    """
+    ranks = _ranks(values)[0] - (len(values) + 1) / 2
+    power, found = float(ranks @ ranks), 1e-6
+    for lag in (lag for lag in LAGS if lag == 1 or lag <= len(values) // 4):
+        near = float(ranks[lag:] @ ranks[:-lag]) / power if power else 0.0
+        near += (1 + 3 * near) / len(values)
+        if near > (1.5 / math.sqrt(len(values)) if lag > 1 else 0.0):
+            found = max(found, near ** (1 / lag))
+    return min(0.98, found)
 
 
 def proportion_interval(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
@@ -101,6 +148,19 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     mean, spread = float(numpy.mean(values)), float(numpy.std(values, ddof=1))
     reach = t_quantile(level, len(values) - 1) * spread / math.sqrt(len(values))
     return mean - reach, mean + reach
+
+
+def repeatability_limit(results: Sequence[float], level: float = 0.95) -> float | None:
+    """Return the factor by which two results of one measurement differ at most, with a probability; None of one result.
+
+    Results differ by factors, so that logarithms are taken.
+
+    Source: ISO 5725-6, repeatability limit, with Student's t for the number of results.
+    """
+    if len(results) < 2:
+        return None
+    spread = float(numpy.log(results).std(ddof=1))
+    return math.exp(t_quantile(level, len(results) - 1) * math.sqrt(2) * spread)
 
 
 def t_quantile(level: float, degrees: float) -> float:
@@ -153,7 +213,7 @@ def _two_sided(distance: float, variance: float) -> float:
     return min(1.0, math.erfc(max(0.0, distance - 0.5) / math.sqrt(2 * variance)))
 
 
-def compare_rounds(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Difference:
+def compare_rounds(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Difference:
     """Compare two models that took turns, round by round.
 
     Samples within a round are alike, so a round counts once, by its median; drift hits both models of a round alike, so
@@ -164,42 +224,42 @@ def compare_rounds(first: Sequence[Sequence[float]], second: Sequence[Sequence[f
         second: of the other, in the same rounds.
     """
     logs = [math.log(float(numpy.median(b)) / float(numpy.median(a))) for a, b in zip(first, second, strict=True)]
-    low, high = median_interval(logs, seed)
+    low, high = median_interval(logs)
     return Difference(math.exp(float(numpy.median(logs))), math.exp(low), math.exp(high), signed_rank_test(logs))
 
 
-def compare_runs(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Difference:
+def compare_runs(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Difference:
     """Compare two models that ran apart, each several times in processes of its own.
 
     What changes from process to process (where memory lies, how warm the machine is) is not in the samples of one run,
-    so a run counts once, by its median.
+    so a run counts once, by its median. The ratio is the median of those between any two runs, and its interval holds
+    what the Mann-Whitney test does not reject (Hodges and Lehmann 1963).
 
     Args:
         first: the samples of each run of one model.
         second: of the other; the runs of the two are not paired.
     """
-    a, b = ([float(numpy.median(run)) for run in runs] for runs in (first, second))
-    generator = numpy.random.default_rng(seed)
-    drawn = [numpy.median(generator.choice(side, size=(RESAMPLES, len(side))), axis=1) for side in (a, b)]
-    low, high = numpy.quantile(drawn[1] / drawn[0], [0.025, 0.975])
-    ratio = float(numpy.median(b) / numpy.median(a))
-    return Difference(ratio, float(low), float(high), rank_test(a, b))
+    a, b = ([math.log(numpy.median(run)) for run in runs] for runs in (first, second))
+    apart, pairs = numpy.sort(numpy.subtract.outer(b, a), axis=None), len(a) * len(b)
+    reach = NormalDist().inv_cdf(0.975) * math.sqrt(pairs * (len(a) + len(b) + 1) / 12)
+    places = [pairs / 2 - 0.5 + side * reach for side in (-1, 0, 1)]
+    low, ratio, high = numpy.exp(numpy.interp(places, numpy.arange(pairs), apart))
+    return Difference(float(ratio), float(low), float(high), rank_test(a, b))
 
 
 def ratio_of_series(
     first: Sequence[float], second: Sequence[float], level: float = LEVEL, least_effect: float = LEAST_EFFECT
 ) -> Difference:
-    """Compare the samples of two runs that were made apart, one run each.
+    """Compare the samples of two runs that were made apart, one run each, by the logarithms of their medians.
 
-    Neighbours in time are alike, so that blocks of samples count once, by their median: about the square root of their
-    number of blocks, at most 30. What changes from process to process is not in them: the least effect must cover it.
+    Welch's t-test, with standard errors that know that neighbours in time are alike; and with the spread of samples in
+    their place, as if a run were one sample: a short run tells its standard error badly, and yet a gross difference is
+    seen. The clearer of the two counts. What changes from process to process is not in the samples: the least effect
+    must cover it.
     """
-    a, b = (_blocks(samples) for samples in (first, second))
-    logs = numpy.log(a), numpy.log(b)
-    spread = math.sqrt(sum(float(side.var(ddof=1)) / len(side) for side in logs))
-    ratio = float(numpy.median(b) / numpy.median(a))
-    reach = math.exp(1.96 * 1.2533 * spread)  # the median's standard error is 1.2533 times the mean's
-    return Difference(ratio, ratio / reach, ratio * reach, rank_test(a, b), level, least_effect)
+    (a, *one), (b, *other) = (_errors(numpy.asarray(samples, dtype=float)) for samples in (first, second))
+    p, reach = (min(found) for found in zip(*map(partial(_welch, b - a), one, other), strict=True))
+    return Difference(math.exp(b - a), math.exp(b - a - reach), math.exp(b - a + reach), p, level, least_effect)
 
 
 def ratio_of_intervals(
@@ -216,8 +276,29 @@ def ratio_of_intervals(
     return Difference(ratio, ratio / math.exp(reach), ratio * math.exp(reach), p, level, least_effect)
 
 
-def _blocks(samples: Sequence[float]) -> Any:
-    """The medians of consecutive blocks of samples of equal length; what is left over at the start is dropped."""
-    values = numpy.asarray(samples, dtype=float)
-    blocks = min(len(values), 30, max(16, round(math.sqrt(len(values)))))
-    return numpy.median(values[len(values) % blocks :].reshape(blocks, -1), axis=1)
+def _errors(values: Floats) -> tuple[float, Error, Error]:
+    """The logarithm of a series' median, its standard error, and what that is at most: the spread of single samples."""
+    count, ordered = len(values), numpy.sort(values)
+    share, degrees = _share_error(values, 0.5)
+    reach = max(1.0, 1.5 * share * count)
+    places = numpy.clip(count / 2 - 0.5 + numpy.array([-reach, reach]), 0, count - 1)
+    low, high = numpy.interp(places, numpy.arange(count), ordered)
+    # How far apart samples lie around the median is told by as many of them as lie there.
+    near = max(1.0, float(numpy.ptp(places)))
+    median = float(numpy.median(values))
+    error = float(high - low) / near * count * share / median, 1 / (1 / degrees + 1 / (2 * near))
+    memory = _memory(values) ** 2
+    # The quartiles' distance has two fifths of the degrees of freedom of a standard deviation.
+    spread = float(numpy.subtract(*numpy.quantile(values, [0.75, 0.25]))) / 1.349 / median
+    return math.log(median), error, (spread, max(1.0, 0.4 * count * (1 - memory) / (1 + memory)))
+
+
+def _welch(apart: float, one: Error, other: Error) -> tuple[float, float]:
+    """The two-sided p of a distance between two values with standard errors, and how far the 95 % interval reaches."""
+    from scipy.special import stdtr
+
+    variances = numpy.array([one[0], other[0]]) ** 2
+    if not variances.sum():
+        return float(apart == 0), 0.0
+    error, degrees = math.sqrt(variances.sum()), variances.sum() ** 2 / (variances**2 / [one[1], other[1]]).sum()
+    return 2 * float(stdtr(degrees, -abs(apart) / error)), t_quantile(0.95, degrees) * error

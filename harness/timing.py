@@ -139,9 +139,11 @@ def sample(call: Call, device: str, rule: Rule, look: Call) -> tuple[list[float]
         if elapsed >= rule.cap_seconds or len(samples) >= rule.cap:
             return samples, "cap"
         if len(samples) >= check and elapsed >= rule.seconds:
-            if median_error(samples) <= rule.error:
+            error = median_error(samples)
+            if error <= rule.error:
                 return samples, "error"
-            check = len(samples) * 6 // 5  # sorting them after every pass would cost more than the pass
+            # When it may have fallen so far: the oftener one looks, the oftener it is small by chance.
+            check = int(len(samples) * min(3.0, max(1.2, (error / rule.error) ** 2)))
 
 
 def queued_passes(call: Call, device: str, milliseconds: float) -> list[float]:

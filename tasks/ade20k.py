@@ -49,7 +49,7 @@ class Ade20k(DenseTask):
 
     variants = SEGMENTERS
     default_variant = "own"
-    version = 2
+    version = 3
     name = "ade20k"
 
     @cached_property
@@ -78,9 +78,9 @@ class Ade20k(DenseTask):
 
     def measure(self, predict: Predict, setup: Setup) -> Evaluation:
         """Measure a segmenter on all images, or on so many as the setup allows; see the class for its contract."""
-        from harness.images import decode
         from tasks.data.ade20k import image_file
         from tasks.data.loader import spread
+        from tasks.data.picture import read_picture
 
         meter = self._meter()
         chosen = [self.annotated.names[n] for n in spread(len(self.annotated.names), setup.limit)]
@@ -88,10 +88,12 @@ class Ade20k(DenseTask):
 
         def look(places: Sequence[int]) -> list[Kept]:
             names, found = [chosen[place] for place in places], []
+            annotations = [self.annotated.read(name) for name in names]
             files = [image_file(self.root, self.evaluated_on, name) for name in names]
-            outputs = predict([decode(file.read_bytes(), "pil", file.name) for file in files])
-            for name, output in zip(names, outputs, strict=True):
-                annotation = self.annotated.read(name)
+            outputs = predict(
+                [read_picture(file, one.shape[::-1]) for file, one in zip(files, annotations, strict=True)]
+            )
+            for name, annotation, output in zip(names, annotations, outputs, strict=True):
                 labels = to_labels(output, annotation.shape) + 1
                 found.append(meter.count(name, labels, annotation))
                 panels.draw(name, annotation, labels)

@@ -170,7 +170,8 @@ class Attention(Task):
             "observed": observation.seen,
             "disturbed": list(observation.disturbed),
         }
-        growth, *others = summarise(measured, setup.seed)
+        is_control = public_id(bench.control_id) == public_id(self.model_id)
+        growth, *others = summarise(measured, setup.seed, setup.device, is_control)
         return Evaluation((growth, Measurement(PARAMETERS, bench.parameters / 1e6), *others), details)
 
     def _rungs(self) -> list[int]:

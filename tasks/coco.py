@@ -102,17 +102,17 @@ class Coco(DenseTask):
 
     def measure(self, predict: Predict, setup: Setup) -> Evaluation:
         """Measure a detector on all images, or on so many as the setup allows; see the class for its contract."""
-        from harness.images import decode
         from tasks.data.coco import image_folder
         from tasks.data.loader import spread
+        from tasks.data.picture import read_picture
 
         folder, images = image_folder(self.root, self.path), self.instances.images
         chosen = spread(len(images), setup.limit)
 
         def look(places: Sequence[int]) -> list[Kept]:
-            names = [images[chosen[place]].file_name for place in places]
-            found = predict([decode((folder / name).read_bytes(), "pil", name) for name in names])
-            return to_entries(found, len(names))
+            infos = [images[chosen[place]] for place in places]
+            found = predict([read_picture(folder / one.file_name, (one.width, one.height)) for one in infos])
+            return to_entries(found, len(infos))
 
         found = [from_entry(entry) for entry in self.entries(len(chosen), setup, look, "detect")]
         boxes, masks = to_detections(found, chosen, len(self.instances.categories))
@@ -141,7 +141,10 @@ class Coco(DenseTask):
         boxes = box_detections(results, self.instances)
         masks = mask_detections(results, self.instances) if self.instances.has_masks else None
         origin = "the results' own" if any(result.bbox for result in results) else "those of the masks"
-        return self._score(boxes, masks, range(len(self.instances.images)), {**details, "boxes": origin})
+        partly = {kind: f"Only some of the results hold {kind}." for kind in details["in_some_only"]}
+        lacking = partly if self.instances.has_masks else {**partly, "masks": "The annotations hold no masks."}
+        details = {**details, "boxes": origin}
+        return self._score(boxes, masks, range(len(self.instances.images)), details, lacking)
 
     def draw_truth(self) -> None:
         """Draw the annotated objects of the images that the album takes."""
@@ -154,9 +157,14 @@ class Coco(DenseTask):
             draw_detections(self.album, self.instances, self.root, self.path, scored, images)
 
     def _score(
-        self, boxes: Detections | None, masks: Detections | None, images: Sequence[int], details: Mapping[str, Any]
+        self,
+        boxes: Detections | None,
+        masks: Detections | None,
+        images: Sequence[int],
+        details: Mapping[str, Any],
+        lacking: Mapping[str, str] | None = None,
     ) -> Evaluation:
-        """Compute the numbers of both kinds."""
+        """Compute the numbers of both kinds; `lacking` says why those of a kind are not there."""
         from tasks.metrics.detection import evaluate
         from tasks.metrics.detection_resampled import COLUMNS
 
@@ -168,7 +176,8 @@ class Coco(DenseTask):
         more: dict[str, Any] = {"evaluator": library or "backbone-bench", **self.instances.category_map()}
         for (name, kind), detections in zip(KINDS.items(), (boxes, masks), strict=True):
             if detections is None:
-                measurements += [_measurement(name, number, None, f"no {kind}") for number in _names()]
+                why = (lacking or {}).get(kind, f"The results hold no {kind}.")
+                measurements += [_measurement(name, number, None, why) for number in _names()]
                 continue
             objects = _only(self.instances.objects(masks=kind == "masks"), images)
             summary = evaluate(objects, detections, count, kind)
@@ -274,7 +283,7 @@ def _measurement(kind: str, number: str, value: float | None, reason: str = "") 
     """One of the twelve numbers, an empty cell where it is -1."""
     metric = Metric(f"{kind}_{number}", "", higher_is_better=True, decimals=4, minor=number not in RANKED)
     if value is None:
-        return Measurement(metric, None, reason=f"The results hold {reason}.")
+        return Measurement(metric, None, reason=reason)
     return Measurement(metric, None, reason=ABSENT) if value < 0 else Measurement(metric, value)
 
 

@@ -115,9 +115,9 @@ class CocoPanoptic(DenseTask):
 
     def _predicted(self, predict: Predict, setup: Setup) -> Iterator[Compared]:
         """How each image's annotation compares with what a segmenter finds in it."""
-        from harness.images import decode
         from tasks.data.coco import image_folder
         from tasks.data.loader import spread
+        from tasks.data.picture import read_picture
         from tasks.metrics.panoptic import Counts
 
         folder = image_folder(self.root, self.path)
@@ -127,7 +127,7 @@ class CocoPanoptic(DenseTask):
 
         def look(places: Sequence[int]) -> list[Kept]:
             images, entries = [chosen[place] for place in places], []
-            found = predict([decode((folder / i.file_name).read_bytes(), "pil", i.file_name) for i in images])
+            found = predict([read_picture(folder / one.file_name, (one.width, one.height)) for one in images])
             for image, (ids, segments) in zip(images, found, strict=True):
                 check_guess(ids, segments, (image.height, image.width), known)
                 counts = self._compare(image, ids, segments, panels)
@@ -176,7 +176,7 @@ class CocoPanoptic(DenseTask):
         from tasks.metrics.panoptic import Counts
         from tasks.metrics.sums_resampled import PANOPTIC
 
-        things = {category.id: category.isthing for category in self.panoptic.categories}
+        things = {category.id: int(bool(category.isthing)) for category in self.panoptic.categories}
         total: dict[int, Counts] = {category: Counts() for category in things}
         rows: list[Row] = []
         images = 0

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Schedule = Literal["poly", "cosine", "steps"]
 WARMUP_START = 1e-6  # of the learning rate
-MILESTONES = (8 / 12, 11 / 12)
+MILESTONES = (8 / 12, 11 / 12)  # of all steps
+DECAY = 0.1
+BETAS = (0.9, 0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +51,14 @@ class DenseRecipe:
     clip_grad: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "lr"):
-            if getattr(self, name) <= 0:
+        for name in ("batch", "lr", "epochs"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise SetupError(f"{name} is {getattr(self, name)}; expected more than 0.")
+        for name in ("weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SetupError(f"{name} is {getattr(self, name)}; expected 0 or more.")
+        if not 0 <= self.drop_path < 1:
+            raise SetupError(f"drop_path is {self.drop_path}; expected 0 or more, and less than 1.")
         if self.epochs is None and self.steps < 1:
             raise SetupError(f"steps is {self.steps}; expected at least 1.")
 
@@ -71,13 +78,16 @@ class DenseRecipe:
             return 1 - past
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * past))
-        share: float = 0.1 ** sum(step >= self.steps * milestone for milestone in MILESTONES)
+        share: float = DECAY ** sum(step >= self.steps * milestone for milestone in MILESTONES)
         return share
 
     @property
     def details(self) -> dict[str, Any]:
         """What records say of the recipe."""
-        return {"optimizer": "adamw", **asdict(self)}
+        more: dict[str, Any] = {"betas": list(BETAS), "warmup_from": WARMUP_START}
+        if self.schedule == "steps":
+            more |= {"milestones": [round(share, 4) for share in MILESTONES], "decay": DECAY}
+        return {"optimizer": "adamw", **asdict(self), **more}
 
 
 @dataclass(kw_only=True)
@@ -124,8 +134,14 @@ class DenseProtocol:
             given |= {"steps": self.steps, "epochs": None}
         return replace(preset, **given).for_images(count)
 
-    def pyramid_on(self, model: nn.Module, recipe: DenseRecipe, setup: Setup, native: bool = False) -> Any:
-        """Return the feature pyramid of a model, its new layers seeded."""
+    def pyramid_on(
+        self, model: nn.Module, recipe: DenseRecipe, setup: Setup, native: bool = False, any_size: bool = True
+    ) -> Any:
+        """Return the feature pyramid of a model, its new layers seeded.
+
+        Args:
+            native, any_size: see `harness.pyramid.Pyramid`.
+        """
         from harness.pyramid import Pyramid
 
         seed_generators(setup.seed, "head")
@@ -135,7 +151,7 @@ class DenseProtocol:
         return Pyramid(
             model, tuple(filter(None, self.layers.split("+"))), self.layout,
             size=setup.preprocessing.image_size or (224, 224), frozen=self.frozen, norm_eval=recipe.norm_eval,
-            native=native,
+            native=native, any_size=any_size,
         )  # fmt: skip
 
 
@@ -148,7 +164,7 @@ def train_dense(
     checkpoint: Checkpoint | None,
 ) -> Trained:
     """Train a placed module, and return it in eval mode."""
-    optimizer = adamw(module, recipe.lr, recipe.weight_decay)
+    optimizer = adamw(module, recipe.lr, recipe.weight_decay, betas=BETAS)
     training = Training(
         module=module,
         loss=loss,

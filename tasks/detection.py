@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.device import evaluating
+from harness.errors import DataError
 from harness.record import Setup
 from harness.registry import HEADS
 from harness.training import seed_generators
@@ -15,6 +16,7 @@ from harness.weights import state_sha256
 from tasks.data.dense_samples import DetectionSample, Samples, objects_by_image
 from tasks.data.train_loader import SampledSteps
 from tasks.dense import DenseProtocol, DenseRecipe, train_dense
+from tasks.finite import finite_heads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,6 +88,10 @@ class DetectionProtocol(DenseProtocol):
     def adapt(self, model: nn.Module, task: Any, setup: Setup) -> Callable[[Sequence[Any]], list[Any]]:
         """Train the detector, and return the function from PIL images to what it finds in each."""
         count, sample = self.samples(task)
+        if not count:
+            raise DataError(
+                f"{task.training_path.name} has no image to train on: expected objects that are no crowds. Restore it."
+            )
         recipe = self.recipe_on(self.preset_recipe, count)
         module = self._detector(model, self.classes(task), recipe, setup)
         trained = train_dense(
@@ -158,7 +164,7 @@ def _loss(module: Any, setup: Setup, samples: Sequence[tuple[Tensor, dict[str, T
 def _predict(module: nn.Module, first_label: int, setup: Setup, pictures: Sequence[Any]) -> list[Mapping[str, Any]]:
     from tasks.data.dense_samples import to_tensor
 
-    with evaluating(setup):
+    with evaluating(setup), finite_heads(module):
         found = module([to_tensor(picture).to(setup.device) for picture in pictures])
     return [_plain(one, first_label) for one in found]
 

@@ -15,6 +15,7 @@ from harness.errors import SetupError
 from harness.record import Setup
 from tasks.data.panoptic_samples import OTHER, PanopticSample
 from tasks.detection import DetectionProtocol
+from tasks.finite import finite_heads
 from tasks.metrics.panoptic import VOID, Ids, Segment
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _predict(
 ) -> list[tuple[Ids, list[Segment]]]:
     from tasks.data.dense_samples import to_tensor
 
-    with evaluating(setup):
+    with evaluating(setup), finite_heads(module):
         found = module([to_tensor(picture).to(setup.device) for picture in pictures])
     merged = []
     for one in found:

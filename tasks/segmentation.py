@@ -69,7 +69,9 @@ class SegmentationProtocol(DenseProtocol):
         crop = setup.preprocessing.image_size or self.scales.crop
         sample = SegmentationSample(task.training, task.training_file, replace(self.scales, crop=crop))
         recipe = self.recipe_on(self.preset_recipe, len(task.training.names))
-        pyramid = self.pyramid_on(model, recipe, setup, native=self.head == "linear")
+        # Windows are of one size where no side of a picture is shorter.
+        alike = self.test == "slide" and max(crop) <= self.scales.short
+        pyramid = self.pyramid_on(model, recipe, setup, native=self.head == "linear", any_size=not alike)
         seed_generators(setup.seed, "head", self.head)
         module = HEADS.get(self.head).build(pyramid, task.training.stamp.classes).to(setup.device)
         trained = train_dense(

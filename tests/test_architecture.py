@@ -15,7 +15,7 @@ ORDER = (
     "errors", "distributed", "registry", "progress", "images", "metric", "journal", "statistics", "significance",
     "resampling", "record", "cache", "location", "store", "album", "checkpoint",
     "cgroup", "nvml", "environment", "mmseg_config", "mmseg_segmentor", "factory", "models", "weights",
-    "sources", "blocks", "features", "pyramid", "mmseg_backbone", "alone", "preprocessing",
+    "sources", "blocks", "features", "taps", "pyramid", "mmseg_backbone", "alone", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
     "scaling", "growth", "costs",
     "executors", "predictions", "api",

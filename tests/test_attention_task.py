@@ -111,6 +111,14 @@ def test_counts_are_the_closed_forms_and_the_control_stands_beside(
     assert record.measurements[0].metric.name == "latency_growth"
 
 
+def test_the_control_against_itself_has_no_crossings(carrier: str, tmp_path: Path) -> None:
+    record = evaluate(f"{carrier}+softmax", "tokens=9-16-25", tmp_path / "r")
+    found = {m.metric.name: m for m in record.measurements}
+    names = ("faster_from", "training_faster_from", "lighter_from", "training_lighter_from", "fewer_macs_from")
+    assert {found[name].reason for name in names} == {"is the control"}
+    assert found["latency_ratio_n25"].value, "the check of the measure stays"
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("side", [1, 5])
 def test_every_mixer_goes_forward_and_backward_alone_on_odd_grids(carrier: str, name: str, side: int) -> None:

@@ -68,6 +68,24 @@ def test_gradients_reach_everything(name: str, prefix: int) -> None:
 
 
 @every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_in_half_precision_learns_everywhere(name: str, prefix: int, dtype: torch.dtype) -> None:
+    """A training keeps weights in single precision and lets torch choose where halves do, with its own statistics."""
+    mixers = [build(name, site(GRID, prefix, layer, depth=2)).train() for layer in (0, 1)]
+    shared, tokens = AttentionContext(GRID), tokens_of(GRID, prefix, batch=3).requires_grad_()
+    mixed = tokens
+    with torch.autocast("cpu", dtype=dtype):
+        for mixer in mixers:
+            mixed = mixer(mixed, shared)
+    assert mixed.shape == tokens.shape
+    (mixed.float() * torch.randn(mixed.shape)).sum().backward()
+    for place, leaf in [("tokens", tokens), *(pair for mixer in mixers for pair in mixer.named_parameters())]:
+        assert leaf.grad is not None, place
+        assert leaf.grad.isfinite().all(), place
+        assert leaf.grad.any(), place
+
+
+@every_case
 @torch.no_grad()
 def test_evaluation_is_deterministic(name: str, prefix: int) -> None:
     mixer, tokens = built(name, prefix), tokens_of(GRID, prefix)

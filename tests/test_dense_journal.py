@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,36 @@ def test_a_journal_under_other_weights_is_begun_anew(tmp_path: Path) -> None:
     one.append([("a", [1.5, None])])
     assert journal.under("these weights").read() == [("a", [1.5, None])]
     assert journal.under("other weights").read() == []
+
+
+def test_a_full_disk_ends_no_evaluation_and_loses_nothing_that_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "evaluation.jsonl"
+    journal = Journal(path, "state")
+    journal.read()
+    journal.append([("a", [1])])
+    with path.open("a") as file:
+        file.write('[["b", ')
+
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if mode != "r":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        again = Journal(path, "state")
+        assert again.read() == [("a", [1])]
+        again.append([("b", [2])])
+    again.append([("c", [3])])
+    assert capsys.readouterr().err.count("is not kept for another run (No space left on device)") == 1
+    assert Journal(path, "state").read() == [("a", [1])], "what comes after a gap is of no use"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        assert Journal(path, "another").read() == []
 
 
 def test_the_weights_of_a_trained_head_are_part_of_the_journal(scenes: Path, tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from harness import run
+from harness.errors import SetupError
+from harness.optimizer import adamw, scaled
 from harness.task import build_task
+from tasks.dense import BETAS
 
 COCO_IMAGES = 117_266  # of train2017 with objects
 
@@ -54,6 +59,49 @@ def test_rates_fall_when_the_configurations_say() -> None:
     cosine = protocol("coco:mask_rcnn,preset=dseq").preset_recipe.for_images(1600)
     assert cosine.rate(50) == pytest.approx(0.5, abs=1e-5)
     assert [cosine.rate(100), cosine.rate(1300), cosine.rate(2500)] == pytest.approx([1, 0.5, 0], abs=1e-9)
+
+
+# Learning rates at steps, by hand: (1e-6 + (1 - 1e-6) n / warm-up) lr, then what the schedule says.
+RATES = {
+    "coco:mask_rcnn,preset=1x": {
+        0: 1e-10, 250: 1e-4 * 0.5000005, 500: 1e-4, 58_633: 1e-4, 58_634: 1e-5, 80_620: 1e-5, 80_621: 1e-6,
+        87_949: 1e-6,
+    },
+    "coco:mask_rcnn,preset=dseq": {
+        0: 1e-10, 7_329: 1e-4, 51_303: 0.5e-4 * (1 + math.cos(math.pi * 43_974 / 175_899)),
+        183_227: 0.5e-4 * (1 + math.cos(math.pi * 175_898 / 175_899)),
+    },
+    "coco:mask_rcnn,preset=short": {
+        0: 1e-10, 500: 1e-4, 7_579: 1e-4 * 0.5, 14_657: 0.5e-4 * (1 + math.cos(math.pi * 14_157 / 14_158)),
+    },
+    "ade20k:upernet,preset=160k": {
+        0: 6e-11, 300: 6e-5 * 0.2000008, 1_500: 6e-5, 41_125: 6e-5 * 0.75, 80_750: 6e-5 * 0.5,
+        159_999: 6e-5 / 158_500,
+    },
+    "ade20k:upernet,preset=dseq": {0: 1e-10, 1_500: 1e-4, 41_125: 1e-4 * 0.75, 159_999: 1e-4 / 158_500},
+    "ade20k:upernet,preset=short": {0: 1e-10, 500: 1e-4, 5_250: 1e-4 * 0.5, 9_999: 1e-4 / 9_500},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task_id", RATES)
+def test_the_optimizer_has_the_rates_of_the_hand_formula(task_id: str) -> None:
+    recipe = protocol(task_id).recipe_on(protocol(task_id).preset_recipe, COCO_IMAGES)
+    optimizer = adamw(nn.Linear(2, 2), recipe.lr, recipe.weight_decay, betas=BETAS)
+    set_rates = scaled(optimizer, recipe.rate)
+    for step, rate in RATES[task_id].items():
+        set_rates(step)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate] * 2, rel=1e-9, abs=0), step
+        assert {tuple(group["betas"]) for group in optimizer.param_groups} == {(0.9, 0.999)}
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("epochs=-1", "more than 0"), ("warmup=-3", "0 or more"), ("drop_path=1", "less than 1"), ("lr=nan", "more than")],
+)
+def test_a_recipe_that_cannot_be_is_refused(option: str, expected: str) -> None:
+    chosen = protocol(f"coco:fcos,{option}")
+    with pytest.raises(SetupError, match=f"{option.partition('=')[0]} is .*; expected .*{expected}"):
+        chosen.recipe_on(chosen.preset_recipe, 10)
 
 
 def test_sizes_are_those_of_the_configurations() -> None:

@@ -88,13 +88,26 @@ def test_the_cases_are_hard() -> None:
     assert any(objects.crowd.any() for objects, *_ in cases)
 
 
-def test_faster_coco_eval_agrees() -> None:
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_faster_coco_eval_equals_pycocotools_to_the_last_digit(kind: str) -> None:
     pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed: pip install faster-coco-eval")
-    for seed in range(40):
-        case = random_case(seed)
-        reference = detection_reference.evaluate(*case, library="faster_coco_eval")
-        # It leaves pycocotools' epsilon out of the precision, so the last digits differ.
-        assert evaluate(*case).values == pytest.approx(reference, rel=0, abs=1e-14), f"seed {seed}"
+    for seed in range(40) if kind == "boxes" else range(1000, 1010):
+        case = random_case(seed) if kind == "boxes" else with_masks(random_case(seed))
+        found = detection_reference.evaluate(*case, kind=kind, library="faster_coco_eval")
+        assert dict(found) == dict(detection_reference.evaluate(*case, kind=kind)), f"seed {seed}"
+
+
+@pytest.mark.parametrize(("right", "ap"), [(1, 1 - 2**-52), (2, 1.0)])
+def test_a_precision_of_one_that_is_of_one_detection(right: int, ap: float) -> None:
+    """With 300 objects one hit and two reach the same of the 101 recalls, and only what follows tells them apart."""
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed: pip install faster-coco-eval")
+    boxes = [[20.0 * n, 0, 9, 9] for n in range(300)]
+    hits = [[20.0 * n, 0, 9, 9] if n < right else [20.0 * n, 50, 9, 9] for n in range(99)]
+    case = one(boxes), one(hits, (1 - np.arange(99) / 100).tolist()), 1
+    expected = dict(detection_reference.evaluate(*case))
+    assert expected["ap"] == np.mean([ap, *[0.0] * 100] * 10)
+    assert dict(detection_reference.evaluate(*case, library="faster_coco_eval")) == expected
+    assert dict(evaluate(*case).values) == expected
 
 
 def one(boxes: list[list[float]], scores: list[float] | None = None, category: int = 0) -> Any:

@@ -116,6 +116,12 @@ def test_cost_is_judged_by_samples_and_least_effect(
     assert sides.judge()["latency_b1"].verdict is verdict
 
 
+def test_a_cost_of_nought_has_no_ratio(sides: Sides) -> None:
+    sides.before.save(cost("net", 0.0, (0.0, 0.0, 0.0)))
+    sides.after.save(cost("net", 3.0, (3.0, 3.0, 3.0)))
+    assert sides.judge()["latency_b1"].verdict is Verdict.INCONCLUSIVE
+
+
 def test_fifty_repeated_runs_of_one_model_raise_no_alarm(sides: Sides) -> None:
     for number in range(50):
         sides.before.save(cost(f"net_{number}", 10.0, samples(10, number)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fake_records import PARAMETERS, cost
 
 from harness.attention_cli import tables
-from harness.growth import QUANTITIES, Pair, Points, summarise, token_counts
+from harness.growth import IS_CONTROL, QUANTITIES, Pair, Points, below, summarise, token_counts
 from harness.growth_report import figures, grouped, points_rows, summary
 from harness.metric import Measurement
 from harness.record import Record, Setup
@@ -92,8 +93,8 @@ def points(rounds: int = 9) -> dict[int, dict[str, Pair]]:
     }
 
 
-def by_name(found: Points) -> dict[str, Measurement]:
-    return {measurement.metric.name: measurement for measurement in summarise(found)}
+def by_name(found: Points, **options: Any) -> dict[str, Measurement]:
+    return {measurement.metric.name: measurement for measurement in summarise(found, **options)}
 
 
 def test_curves_come_to_exponents_and_crossings() -> None:
@@ -109,7 +110,7 @@ def test_curves_come_to_exponents_and_crossings() -> None:
 
 
 def test_what_cannot_be_told_says_why() -> None:
-    found = by_name(points())
+    found = by_name(points(), device="cuda")
     assert found["training_latency_growth"].value is None, "two sizes from 196 tokens on are no slope"
     assert found["training_faster_from"].reason == "never up to 784 tokens"
     assert found["lighter_from"].reason == "never up to 4,096 tokens", "equal is not lighter"
@@ -131,6 +132,34 @@ def test_a_model_against_itself_is_not_faster() -> None:
         own, control = (tuple(size * (1 + 0.1 * generator.standard_normal(9))) for _ in range(2))
         same[size]["latency"] = Pair(own, control)
     assert by_name(same)["faster_from"].value is None
+
+
+def test_the_control_has_no_crossings() -> None:
+    found = by_name(points(), device="cuda", is_control=True)
+    assert {found[quantity.below].reason for quantity in QUANTITIES} == {IS_CONTROL}
+    assert found["latency_growth"].value, "it has a growth like any other"
+
+
+@pytest.mark.parametrize("name", ["memory", "training_memory"])
+def test_one_run_does_not_tell_what_a_coarse_measure_is_worth(name: str) -> None:
+    lighter = points()
+    for size in SIZES:
+        lighter[size][name] = Pair((0.9 * size,), (1.0 * size,))
+    metric = next(quantity.below for quantity in QUANTITIES if quantity.name == name)
+    assert by_name(lighter)[metric].reason.startswith("one run does not tell by how much two differ")
+    assert by_name(lighter, device="cuda:1")[metric].value == SIZES[0], "what tensors hold is exact"
+
+
+def test_a_coarse_measure_counts_beyond_its_limits() -> None:
+    memory = next(quantity for quantity in QUANTITIES if quantity.name == "memory")
+    # 500 / N of the control's: a factor of 2 apart from 1,000 tokens on, 2 % from 510 tokens on.
+    pairs = {size: Pair((500.0,), (float(size),)) for size in SIZES}
+    assert below(pairs, memory).value == pytest.approx(500 / THRESHOLD)
+    assert below(pairs, memory, limits=dict.fromkeys(SIZES, 2.0)).value == pytest.approx(1000)
+    assert below(pairs, memory, limits=dict.fromkeys(SIZES, 1.001)).value == pytest.approx(500 / THRESHOLD)
+    assert below(pairs, memory, limits=dict.fromkeys(SIZES, 9.0)).reason == "never up to 4,096 tokens"
+    assert below(pairs, memory, limits={4096: 2.0}).value == 4096, "sizes without a limit do not count"
+    assert below(pairs, memory, limits={}).value is None
 
 
 def test_sizes_are_read_from_names() -> None:
@@ -156,9 +185,38 @@ def test_records_of_one_carrier_make_one_table() -> None:
     row = next(line for line in page.splitlines() if line.startswith("| window"))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[3].endswith("at 784"), "the most tokens that were measured in training"
-    assert cells[11] == "never"
+    assert cells[11] == "never", "all runs found the same, which is not lighter"
     rows = points_rows(group)
     assert len(rows) == 2 * len(QUANTITIES) * len(SIZES)
+
+
+def run_of(mixer: str, control: float) -> Record:
+    """Return a record of a mixer that takes 0.8 of the control's memory, which is not alike in all runs."""
+    found = points()
+    for size in SIZES:
+        found[size]["memory"] = found[size]["training_memory"] = Pair((0.8 * control * size,), (control * size,))
+    is_control = mixer == "softmax"
+    measurements = (*summarise(found, is_control=is_control), Measurement(PARAMETERS, 0.1))
+    details = {"control": "vit_t16+softmax"}
+    return cost(
+        f"vit_t16+{mixer}", 1.0, task="attention", measurements=measurements, setup=Setup(batch_size=1), details=details
+    )
+
+
+@pytest.mark.parametrize(
+    ("controls", "lighter"),
+    [((1.0, 1.02, 0.98, 1.01), "always"), ((1.0, 1.3, 0.8, 0.9), "never"), ((1.0,), "–"), ((1.0, 1.0), "always")],
+)
+def test_how_far_the_controls_of_all_runs_differ_decides_what_is_lighter(
+    controls: tuple[float, ...], lighter: str
+) -> None:
+    mixers = ("agent", "softmax", "window", "linear")
+    (group,) = grouped([run_of(mixer, control) for mixer, control in zip(mixers, controls, strict=False)])
+    rows = {row.split("|")[1].strip(): row for row in summary([group]).splitlines() if row.startswith("| ")}
+    cells = {mixer: [cell.strip() for cell in row.split("|")[1:-1]] for mixer, row in rows.items()}
+    assert cells["agent"][11:13] == [lighter, lighter]
+    if len(controls) > 1:
+        assert cells["softmax"][9:] == [IS_CONTROL] * 5
 
 
 def test_figures_repeat_and_hold_a_panel_for_each_mixer() -> None:

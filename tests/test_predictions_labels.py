@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -108,6 +109,17 @@ def test_maps_that_are_missing_unknown_or_twice_are_named(go: Go, maps: Path) ->
         go("ade20k", maps)
 
 
+def test_maps_with_other_endings(go: Go, maps: Path) -> None:
+    for path in maps.glob("*.png"):
+        path.rename(path.with_suffix(".PNG"))
+    assert go("ade20k", maps).values()["miou"] == 1
+    for path in maps.glob("*.PNG"):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    with pytest.raises(DataError, match=r"holds no PNG files but ADE_val_00000001\.jpg.*JPEG changes them"):
+        go("ade20k", maps)
+
+
 def test_a_palette_is_read_as_numbers_and_never_as_colours(go: Go, maps: Path) -> None:
     for path in maps.glob("*.png"):
         picture = Image.open(path)
@@ -167,6 +179,55 @@ def test_a_table_of_classes(go: Go, table: Table, ids: bool, header: bool) -> No
     record = go("imagenet", file, data=root)
     assert record.values() == {"top1": 0, "top5": 100}
     assert record.provenance == "predictions"
+
+
+def as_json(lines: list[list[str]], path: Path) -> None:
+    path.write_text(json.dumps({name: best for name, *best in lines}))
+
+
+def as_json_of_numbers(lines: list[list[str]], path: Path) -> None:
+    path.write_text(json.dumps({name: list(map(int, best)) for name, *best in lines}))
+
+
+def as_parquet(lines: list[list[str]], path: Path) -> None:
+    pd.DataFrame(lines, columns=["file", *"abcde"]).to_parquet(path)
+
+
+def as_indexed_parquet(lines: list[list[str]], path: Path) -> None:
+    pd.DataFrame(lines, columns=["file", *"abcde"]).set_index("file").astype(int).to_parquet(path)
+
+
+def as_indexed_csv(lines: list[list[str]], path: Path) -> None:
+    pd.DataFrame([best for _, *best in lines], index=[name for name, *_ in lines]).to_csv(path)
+
+
+def as_marked_tsv(lines: list[list[str]], path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + "".join("\t".join([*line, ""]) + "\r\n" for line in lines).encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.json", as_json), ("b.json", as_json_of_numbers), ("c.parquet", as_parquet),
+        ("d.parquet", as_indexed_parquet), ("e.csv", as_indexed_csv), ("f.tsv", as_marked_tsv),
+    ],
+)  # fmt: skip
+def test_a_table_in_other_formats(
+    go: Go, table: Table, tmp_path: Path, name: str, write: Callable[[list[list[str]], Path], None]
+) -> None:
+    file, root = table(ids=False, header=False)
+    write([line.split(",") for line in file.read_text().splitlines()], tmp_path / name)
+    assert go("imagenet", tmp_path / name, data=root).values() == {"top1": 0, "top5": 100}
+
+
+def test_other_formats_that_are_something_else(go: Go, table: Table, tmp_path: Path) -> None:
+    _, root = table()
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "x", "classes": [1]}]))
+    with pytest.raises(DataError, match="not a JSON object from file names to lists of classes"):
+        go("imagenet", tmp_path / "a.json", data=root)
+    (tmp_path / "a.parquet").write_bytes(b"PAR")
+    with pytest.raises(DataError, match=r"a\.parquet is not readable parquet"):
+        go("imagenet", tmp_path / "a.parquet", data=root)
 
 
 def test_one_class_an_image_gives_no_top5(go: Go, table: Table) -> None:

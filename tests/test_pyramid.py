@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from harness.errors import ModelError
 from harness.models import AttentionContext, build_model
-from harness.pyramid import LEVELS, Pyramid, pad_to_multiple
+from harness.pyramid import Pyramid
+from harness.taps import LEVELS, pad_to_multiple
 from harness.task import FeaturePyramid
 
 SMALL = (
@@ -47,15 +48,17 @@ class Declared(Stranger):
         return [fine, self.norm(self.deep(fine))]
 
 
-def check(pyramid: Pyramid, size: tuple[int, int]) -> None:
-    maps = pyramid.features(torch.randn(2, 3, *size))
+def check(pyramid: Pyramid, size: tuple[int, int], device: torch.device | None = None) -> None:
+    """The maps have their sizes, and all that is trained has a gradient; on the meta device no value is looked at."""
+    maps = pyramid.features(torch.randn(2, 3, *size, device=device))
     assert isinstance(pyramid, FeaturePyramid)
     for one, channels, stride in zip(maps, pyramid.channels, pyramid.strides, strict=True):
         assert tuple(one.shape) == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
     sum(one.square().mean() for one in maps).backward()  # type: ignore[union-attr]
     trained = [parameter for parameter in pyramid.parameters() if parameter.requires_grad]
     assert trained
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
+    assert all(parameter.grad is not None for parameter in trained)
+    assert device or all(parameter.grad.isfinite().all() for parameter in trained)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
@@ -78,6 +81,79 @@ def test_a_strangers_module_joins_by_three_members_or_by_its_layers() -> None:
 def test_a_network_of_one_size_says_what_to_do() -> None:
     with pytest.raises(ModelError, match=r"gives no maps of images of 64 x 64 .* takes --image-size .* and test=slide"):
         Pyramid(build_model("timm:mixer_s32_224"), size=(64, 64))
+
+
+def test_a_network_of_one_size_is_found_out_before_a_training() -> None:
+    """It takes the crops of a training, and not the images of an evaluation."""
+    with torch.device("meta"):
+        model = build_model("timm:beit_base_patch16_224")
+    Pyramid(model, frozen=True)
+    with pytest.raises(ModelError, match=r"Beit gives no maps of images of 240 x 224 \(AssertionError: Input height"):
+        Pyramid(model, frozen=True, any_size=True)
+
+
+@pytest.mark.parametrize(("channels", "strides"), [((8, 12), (4, 16)), ((8, 16), (4, 8)), ((8, 16, 16), (4, 16, 32))])
+def test_members_that_do_not_tell_the_truth_are_refused(channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    model = Declared()
+    model.channels, model.strides = channels, strides  # type: ignore[assignment]
+    with pytest.raises(
+        ModelError, match=r"Declared gives maps \(C, h, w\) \[\(8, 16, 16\), \(16, 4, 4\)\] of .*expected"
+    ):
+        Pyramid(model, size=(64, 64))
+
+
+def test_a_backbone_that_fails_is_named() -> None:
+    class Failing(Declared):
+        def features(self, images: Tensor) -> list[Tensor]:
+            return [self.stem(images).no_such_method()]
+
+    with pytest.raises(ModelError, match=r"Failing gives no maps of images of 64 x 64 \(AttributeError: .*no_such"):
+        Pyramid(Failing(), size=(64, 64))
+
+
+def test_a_trial_leaves_statistics_and_modes_alone() -> None:
+    model = Declared().train()
+    model.stem.eval()
+    before = model.norm.running_mean.clone()  # type: ignore[union-attr]
+    Pyramid(model, any_size=True)
+    assert torch.equal(model.norm.running_mean, before)  # type: ignore[arg-type]
+    assert (model.norm.training, model.stem.training) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "divisor"),
+    [
+        ("efficientvim_m1", (16, 32, 64), 64),
+        ("mobilevitv2_050", (4, 8, 16, 32), 32),
+        pytest.param("inception_v3", (4, 8, 16, 32), 32, marks=pytest.mark.slow),
+        pytest.param("csatv2", (8, 16, 32, 64), 64, marks=pytest.mark.slow),
+    ],
+)
+def test_a_map_of_few_pixels_is_not_taken_for_another_stride(name: str, strides: tuple[int, ...], divisor: int) -> None:
+    """At 224 a map of stride 64 has 4 pixels a side, as one of stride 56 has, and MobileViT makes 8 of 7."""
+    with torch.device("meta"):
+        pyramid = Pyramid(build_model(f"timm:{name}"), any_size=True).train()
+    assert pyramid.taps.strides == strides
+    assert pyramid.taps.uneven == (divisor == 32)
+    assert pyramid.divisor == divisor
+    check(pyramid, (75, 101), torch.device("meta"))
+
+
+def test_the_neck_of_sam_has_channels_of_its_own() -> None:
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
+
+    pyramid = Pyramid(
+        VisionTransformerSAM(64, embed_dim=32, depth=2, num_heads=2, neck_chans=16), size=(64, 64)
+    ).train()
+    assert (pyramid.taps.channels, pyramid.taps.strides) == ((16,), (16,))
+    check(pyramid, (50, 64))
+
+
+def test_blocks_of_attention_fill_the_maps() -> None:
+    with torch.device("meta"):
+        pyramid = Pyramid(build_model("timm:halonet26t"), any_size=True).train()
+    assert pyramid.divisor == 8 * 32
+    check(pyramid, (75, 101), torch.device("meta"))
 
 
 def test_a_plain_vit_gets_the_simple_feature_pyramid() -> None:

@@ -133,6 +133,26 @@ def test_sliding_over_a_pixelwise_function_is_that_function() -> None:
     assert len(seen) == len(starts(90, 64)) * len(starts(130, 64))
 
 
+@pytest.mark.parametrize("size", [(96, 131), (64, 64), (50, 200), (65, 107)])
+def test_sliding_is_mmsegmentations(size: tuple[int, int]) -> None:
+    """Its `slide_inference`, by its formula, with logits that depend on what else is in the window."""
+    crop, stride = 64, 42
+
+    def logits(window: Tensor) -> Tensor:
+        return window - window.mean(dim=(2, 3), keepdim=True)
+
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    total, counts = torch.zeros_like(images), torch.zeros(size)
+    rows, columns = (max(side - crop + stride - 1, 0) // stride + 1 for side in size)
+    for row in range(rows):
+        for column in range(columns):
+            bottom, right = (min(n * stride + crop, side) for n, side in zip((row, column), size, strict=True))
+            top, left = max(bottom - crop, 0), max(right - crop, 0)
+            total[:, :, top:bottom, left:right] += logits(images[:, :, top:bottom, left:right])
+            counts[top:bottom, left:right] += 1
+    torch.testing.assert_close(slide(logits, (crop, crop), images), total / counts, rtol=0, atol=1e-6)
+
+
 def test_several_sizes_average_probabilities_and_undo_the_mirror() -> None:
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, :20] = 255

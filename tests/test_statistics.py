@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy
 import pytest
 from scipy import stats
@@ -14,11 +12,11 @@ from harness.statistics import (
     compare_runs,
     least_rounds,
     median_error,
-    median_interval,
     proportion_interval,
     quantile_interval,
     rank_test,
     ratio_of_intervals,
+    repeatability_limit,
     signed_rank_test,
 )
 
@@ -42,37 +40,6 @@ def test_equal_series_do_not_differ() -> None:
     assert rank_test([1.0, 1.0], [1.0, 1.0]) == 1
     assert signed_rank_test([0.0, 0.0]) == 1
     assert not compare_rounds([[2.0]] * 20, [[2.0]] * 20).differs
-
-
-def correlated(generator: numpy.random.Generator, count: int, memory: float = 0.9) -> list[float]:
-    """Return a series in which each value remembers the one before; its median is 10."""
-    values, state = [], generator.normal() / (1 - memory**2) ** 0.5
-    for _ in range(count):
-        state = memory * state + generator.normal()
-        values.append(10 + 0.1 * state)
-    return values
-
-
-def covered(make: Callable[[numpy.random.Generator], list[float]], truth: float = 10, trials: int = 300) -> float:
-    generator = numpy.random.default_rng(0)
-    intervals = [median_interval(make(generator)) for _ in range(trials)]
-    return sum(low <= truth <= high for low, high in intervals) / trials
-
-
-def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
-    assert 0.93 < covered(lambda generator: generator.normal(10, 1, 60).tolist()) < 0.97
-    assert 0.93 < covered(lambda generator: generator.lognormal(0, 0.3, 100).tolist(), truth=1.0) < 0.97
-
-
-def test_the_interval_covers_the_median_of_a_series_with_memory() -> None:
-    assert covered(lambda generator: correlated(generator, 200, 0.5)) > 0.9
-    # Drawing single samples covers it in 42 % of cases.
-    assert covered(lambda generator: correlated(generator, 400), trials=100) > 0.8
-
-
-def test_the_interval_is_seeded() -> None:
-    samples = numpy.random.default_rng(1).normal(10, 1, 50).tolist()
-    assert median_interval(samples, seed=3) == median_interval(samples, seed=3)
 
 
 @pytest.mark.parametrize(("slower", "least", "most"), [(1.0, 0, 1), (1.3, 90, 100)])
@@ -165,3 +132,19 @@ def test_the_interval_of_a_proportion_is_wilsons(trials: int, share: float, leve
     expected = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
     assert proportion_interval(successes, trials, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert 0 <= expected.low < expected.high <= 1
+
+
+@pytest.mark.parametrize("runs", [3, 23])
+def test_two_runs_lie_within_the_repeatability_limit_as_often_as_it_says(runs: int) -> None:
+    generator = numpy.random.default_rng(0)
+    within = []
+    for _ in range(2000):
+        results = numpy.exp(generator.normal(3, 0.2, runs + 2))
+        limit = repeatability_limit(results[2:].tolist())
+        within.append(abs(numpy.log(results[0] / results[1])) <= numpy.log(limit))
+    assert numpy.mean(within) == pytest.approx(0.95, abs=0.015)
+
+
+def test_repeatability_of_few() -> None:
+    assert repeatability_limit([5.0]) is None
+    assert repeatability_limit([5.0, 5.0]) == 1

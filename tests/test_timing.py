@@ -9,13 +9,14 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from scipy.signal import lfilter
 from torch import Tensor, nn
 
 from harness import timing
 from harness.costs.latency import compare_latency
 from harness.observe import Observation
 from harness.record import Setup
-from harness.statistics import compare_rounds
+from harness.statistics import compare_rounds, median_interval
 from harness.timing import Rule, interleave, measure, queued_passes, sample, turns, warm
 
 
@@ -90,6 +91,31 @@ def test_sampling_of_a_restless_call_stops_at_the_cap(clock: Clock) -> None:
 def test_a_slow_call_is_sampled_fifteen_times_and_a_quick_one_not_for_ever(clock: Clock) -> None:
     assert len(sample(clock.takes(1000), "cpu", Rule(), nothing)[0]) == 15
     assert len(sample(clock.takes(0.01), "cpu", Rule(), nothing)[0]) == 2000
+
+
+def alike(count: int, memory: float, seed: int) -> list[float]:
+    """Ms of passes with a median of 10, of which each remembers the one before."""
+    fresh = numpy.random.default_rng(seed).normal(0, (1 - memory**2) ** 0.5, count)
+    fresh[0] /= (1 - memory**2) ** 0.5
+    return (10 * numpy.exp(0.03 * lfilter([1], [1, -memory], fresh))).tolist()  # type: ignore[no-any-return]
+
+
+def test_the_more_alike_neighbours_are_the_longer_is_sampled(clock: Clock) -> None:
+    taken = [
+        numpy.mean(
+            [len(sample(clock.takes(*alike(250, memory, seed)), "cpu", Rule(), nothing)[0]) for seed in range(20)]
+        )
+        for memory in (0.0, 0.5, 0.8)
+    ]
+    assert taken[0] < 0.8 * taken[1] < 0.7 * taken[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [0.0, 0.5])
+def test_samples_that_ended_because_the_median_was_known_cover_it(clock: Clock, memory: float) -> None:
+    found = [sample(clock.takes(*alike(250, memory, seed)), "cpu", Rule(), nothing)[0] for seed in range(1500)]
+    covers = [low <= 10 <= high for low, high in map(median_interval, found)]
+    assert 0.915 < numpy.mean(covers) < 0.97
 
 
 def test_looking_is_not_a_part_of_any_sample(clock: Clock) -> None:

@@ -143,8 +143,22 @@ def test_tokens_return_to_their_places(model: Any) -> None:
     if hasattr(model, "features"):
         assert torch.equal(model.features(images_of())[0], last)
     assert embedder(model)(images_of()).shape == (2, 192)
-    with pytest.raises(ModelError, match="layer=last"):
-        maps(model, ["-1"])(images_of())
+    assert maps(model, ["blocks"])(images_of())[0].shape == last.shape
+    for layer in ("-1", "blocks.3", "blocks.0.norm1"):
+        with pytest.raises(ModelError, match="layer=last"):
+            maps(model, [layer])(images_of())
+
+
+@torch.no_grad()
+def test_tokens_that_are_a_square_by_chance_are_no_map() -> None:
+    """Of 196 tokens ToMe leaves 144 after four blocks, which are no map of 12 x 12."""
+    model = build_model("vit_t16_cls+tome")
+    found: list[int] = []
+    model.blocks[3].register_forward_hook(lambda _, __, tokens: found.append(tokens.shape[1]))
+    model(images_of((224, 224), batch=1))
+    assert found == [1 + 12**2]
+    with pytest.raises(ModelError, match=r"'tome' has no map.*layer=last"):
+        maps(model, ["blocks.3"])
 
 
 def keep_all(model: Any) -> nn.Module:

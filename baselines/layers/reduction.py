@@ -93,9 +93,15 @@ class OpenBlocks(nn.Sequential):
     pooling, the head and the maps of the model are what they were. It runs with `context` None in timm's models.
     """
 
+    no_map_inside: str
+
     def __init__(self, model: Any, wrapper: str) -> None:
         _check(model, wrapper)
         super().__init__(*(OpenBlock(block) for block in model.blocks))
+        self.no_map_inside = (
+            f"Between its blocks a model with {wrapper!r} has no map: its tokens are reduced. Use layer=last, whose "
+            "tokens are put back to their places."
+        )
         self.prefix = int(getattr(model, "num_prefix_tokens", getattr(model, "prefix", 0)))
         self.grid: tuple[int, int] = model.grid if hasattr(model, "grid") else tuple(model.patch_embed.grid_size)
 
@@ -140,10 +146,10 @@ def take(tokens: Tensor, chosen: Tensor) -> Tensor:
     return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def reduced(model: Any, blocks: OpenBlocks, wrapper: str) -> nn.Module:
+def reduced(model: Any, blocks: OpenBlocks) -> nn.Module:
     """Return the model with these blocks in the place of its own; other ways through the blocks are closed."""
     model.blocks = blocks
-    model.forward_intermediates = partial(_refuse_intermediates, wrapper)
+    model.forward_intermediates = partial(_refuse_intermediates, blocks.no_map_inside)
     return model  # type: ignore[no-any-return]
 
 
@@ -160,11 +166,8 @@ def refuse_without_class(model: Any, wrapper: str) -> None:
         )
 
 
-def _refuse_intermediates(wrapper: str, *_: Any, **__: Any) -> NoReturn:
-    raise ModelError(
-        f"Between its blocks a model with {wrapper!r} has no map: its tokens are reduced. Use layer=last, whose tokens "
-        "are put back to their places."
-    )
+def _refuse_intermediates(why: str, *_: Any, **__: Any) -> NoReturn:
+    raise ModelError(why)
 
 
 def _check(model: Any, wrapper: str) -> None:

@@ -66,7 +66,7 @@ def compare_latency(
     with evaluating(setup):
         calls: list[Call] = [graphed(partial(model, images), setup) for model in (first, second)]
         timed = interleave(calls, setup.device, rounds, passes, setup.seed)
-    return compare_rounds(timed[0], timed[1], setup.seed)
+    return compare_rounds(timed[0], timed[1])
 
 
 def train_pass(model: nn.Module, images: Tensor, setup: Setup) -> None:
@@ -77,7 +77,7 @@ def train_pass(model: nn.Module, images: Tensor, setup: Setup) -> None:
 
 def evaluation(name: str, series: dict[int, Series], setup: Setup) -> Evaluation:
     """Return the measurements and details of some series by their batch."""
-    measurements = [found for batch, one in series.items() for found in _measurements(name, batch, one, setup.seed)]
+    measurements = [found for batch, one in series.items() for found in _measurements(name, batch, one)]
     details: dict[str, Any] = {f"b{batch}": describe(one) for batch, one in series.items()}
     details["disturbed"] = [f"b{batch}: {why}" for batch, one in series.items() for why in one.observation.disturbed]
     bound = [batch for batch, one in series.items() if one.busy_share is not None and one.busy_share < LAUNCH_BOUND]
@@ -85,20 +85,20 @@ def evaluation(name: str, series: dict[int, Series], setup: Setup) -> Evaluation
     return Evaluation(tuple(measurements), details)
 
 
-def _measurements(name: str, batch: int, series: Series, seed: int) -> Iterator[Measurement]:
+def _measurements(name: str, batch: int, series: Series) -> Iterator[Measurement]:
     """Yield the median with its samples, and what the tables leave out."""
     metric = Metric(f"{name}_b{batch}", "ms", higher_is_better=False)
-    yield Measurement(metric, series.median, series.wall, interval=median_interval(series.wall, seed))
+    yield Measurement(metric, series.median, series.wall, interval=median_interval(series.wall))
     for quantile in QUANTILES:
         metric = Metric(f"{name}_{quantile}_b{batch}", "ms", higher_is_better=False, minor=quantile != SHOWN)
-        yield _quantile(metric, series.wall, *QUANTILES[quantile], seed)
+        yield _quantile(metric, series.wall, *QUANTILES[quantile])
     if series.busy_share is not None:
         share = Metric(f"{name}_gpu_busy_b{batch}", "%", higher_is_better=True, decimals=1, minor=True)
         yield Measurement(share, 100 * series.busy_share)
 
 
-def _quantile(metric: Metric, samples: Sequence[float], share: float, least: int, seed: int) -> Measurement:
+def _quantile(metric: Metric, samples: Sequence[float], share: float, least: int) -> Measurement:
     if len(samples) < least:
         return Measurement(metric, None, reason=f"needs {least} samples; time was up after {len(samples)}")
-    interval = quantile_interval(samples, share, seed)
+    interval = quantile_interval(samples, share)
     return Measurement(metric, float(numpy.quantile(samples, share)), interval=interval)

@@ -132,8 +132,16 @@ def match_predictions(folder: Path, truth: LabelMaps) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder: expected one label PNG file an image, named as the image.")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    pictures = [path for path in files if path.suffix.lower() == ".png"]
+    if not pictures:
+        others = f" but {name_some(path.name for path in files)}" if files else ""
+        raise DataError(
+            f"{str(folder)!r} holds no PNG files{others}: expected one label PNG file an image, such as "
+            f"{truth.names[0]}.png. Save labels as PNG; JPEG changes them."
+        )
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.rglob("*.png") if not path.name.startswith(".")):
+    for path in pictures:
         if path.stem in found:
             raise DataError(f"{str(folder)!r} holds {path.name} twice, in two folders: expected one file an image.")
         found[path.stem] = path

@@ -18,9 +18,9 @@ import numpy as np
 from harness.errors import DataError
 from harness.record import DataStamp
 from tasks.data.json_file import read_json
+from tasks.data.masks import to_codes
 from tasks.data.roots import data_name, find
 from tasks.metrics.detection import Objects
-from tasks.metrics.overlap import mask_codes
 
 FOLDERS = ("coco", "COCO", "coco2017", "coco2014", "mscoco", "MSCOCO2017")
 MARKS = ("annotations/instances_*.json", "annotations/panoptic_*.json")
@@ -41,12 +41,11 @@ class Image(msgspec.Struct, gc=False):
 
 
 class Category(msgspec.Struct, gc=False):
-    """A category; `isthing` only in panoptic files, `keypoints` only in those of keypoints."""
+    """A category; `isthing` in panoptic files alone."""
 
     id: int
     name: str
-    isthing: int = 1
-    keypoints: msgspec.Raw = msgspec.Raw()
+    isthing: int | bool | None = None
 
 
 class Annotation(msgspec.Struct, gc=False):
@@ -57,7 +56,7 @@ class Annotation(msgspec.Struct, gc=False):
     category_id: int
     bbox: Box
     area: float
-    iscrowd: int = 0
+    iscrowd: int | bool = 0
     segmentation: msgspec.Raw = msgspec.Raw()
 
 
@@ -101,10 +100,10 @@ class Instances:
             boxes=np.array([a.bbox for a in self.annotations], np.float64).reshape(-1, 4),
             area=np.array([a.area for a in self.annotations], np.float64),
             crowd=np.array([a.iscrowd for a in self.annotations], bool),
-            masks=[
-                to_code(a.segmentation, self.images[i], f"annotation {a.id}")
+            masks=to_codes(
+                (a.segmentation, self.images[i], f"annotation {a.id}")
                 for a, i in zip(self.annotations if masks else (), image, strict=False)
-            ],
+            ),
         )
 
     @property
@@ -162,8 +161,6 @@ def read_instances(path: Path) -> Instances:
         DataError: it is something else, or contradicts itself.
     """
     found = read_json(path, _Content, "a COCO annotation file of objects, with images, categories and annotations")
-    if any(bytes(category.keypoints) for category in found.categories):
-        raise DataError(f"{path.name} annotates keypoints, which are not measured: give the instances_*.json file.")
     images = sort_ids(found.images)
     once(path, "image", (str(image.id) for image in images))
     once(path, "category", (str(category.id) for category in found.categories))
@@ -211,25 +208,3 @@ def name_some(ids: Any) -> str:
     """Return the first few of some ids."""
     ids = [str(found) for found in ids]
     return ", ".join(ids[:MANY]) + (" ..." if len(ids) > MANY else "")
-
-
-def to_code(segmentation: msgspec.Raw, image: Image, owner: str) -> Any:
-    """Return the run-length code of a mask: from polygons, or from either form of run lengths.
-
-    Raises:
-        DataError: it is none of these, or of another size than its image.
-    """
-    codes, wrong = mask_codes(), ""
-    try:
-        mask = msgspec.json.decode(segmentation)
-        if isinstance(mask, list):
-            return codes.merge(codes.frPyObjects(mask, image.height, image.width))
-        if list(mask["size"]) != [image.height, image.width]:
-            wrong = f"is of size {mask['size']}; expected [{image.height}, {image.width}], that of image {image.id}"
-        elif isinstance(mask["counts"], str):
-            return mask | {"counts": mask["counts"].encode()}
-        else:
-            return codes.frPyObjects(mask, image.height, image.width)
-    except Exception as error:
-        wrong = f"cannot be read ({type(error).__name__}: {error})"
-    raise DataError(f"The mask of {owner} {wrong}. Expected polygons or run lengths at the image's original size.")

@@ -15,7 +15,7 @@ from PIL import Image as Pictures
 from harness.errors import DataError, reason
 from harness.record import DataStamp
 from tasks.data.coco import Category, Id, Image, known, name_some, once, sort_ids, stamp_file
-from tasks.data.json_file import read_json
+from tasks.data.json_file import BOM, read_json
 from tasks.metrics.panoptic import VOID, Segment, pixel_counts
 
 EXPECTED = "panoptic annotations, each with image_id, file_name and segments_info"
@@ -26,8 +26,8 @@ class Info(msgspec.Struct, gc=False):
 
     id: int
     category_id: int
-    area: int | None = None
-    iscrowd: int = 0
+    area: float | None = None
+    iscrowd: int | bool = 0
 
 
 class Map(msgspec.Struct, gc=False):
@@ -90,6 +90,18 @@ def read_panoptic(path: Path) -> Panoptic:
     once(path, "annotation", (str(one.image_id) for one in found.annotations))
     maps = {str(one.image_id): one for one in found.annotations}
     known(path, "image", maps, {str(image.id) for image in found.images})
+    if unsaid := [category.id for category in found.categories if category.isthing is None]:
+        raise DataError(
+            f"{path.name} does not say of the categories {name_some(unsaid)} whether they are things: expected "
+            "isthing, 1 or 0. Add it."
+        )
+    if flat := [
+        one.image_id for one in found.annotations if any(i.area is not None and i.area <= 0 for i in one.segments_info)
+    ]:
+        raise DataError(
+            f"{path.name} has segments of area 0, in the images {name_some(flat)}: expected their pixels. Leave areas "
+            "out to have them counted."
+        )
     _check_categories(path, found.annotations, found.categories)
     images = [image for image in sort_ids(found.images) if str(image.id) in maps]
     categories = sorted(found.categories, key=lambda category: category.id)
@@ -120,7 +132,7 @@ def is_panoptic(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         head = file.read(2**20)
-    return head.lstrip()[:1] == b"{" and b'"segments_info"' in path.read_bytes()
+    return head.removeprefix(BOM).lstrip()[:1] == b"{" and b'"segments_info"' in path.read_bytes()
 
 
 def read_ids(folder: Path, one: Map, image: Image) -> NDArray[np.int64]:
@@ -130,6 +142,8 @@ def read_ids(folder: Path, one: Map, image: Image) -> NDArray[np.int64]:
         DataError: the file is absent, unreadable, or of another size than its image.
     """
     path = folder / one.file_name
+    if not path.is_file():
+        raise DataError(f"{str(folder)!r} holds no {one.file_name}, the PNG file of image {one.image_id}. Add it.")
     try:
         with Pictures.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"), np.int64)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError
-from harness.images import decode
 from harness.training import seed_generators
+from tasks.data.distortion import distort
+from tasks.data.picture import read_picture
 from tasks.data.train_loader import Order
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Scales:
             that; the proportions stay.
         crop: height and width of what is cut out.
         largest_share: of one class in a crop, where another can be found.
-        distort: whether brightness, contrast, saturation and hue are changed.
+        distort: whether brightness, contrast, saturation and hue are changed, see `tasks.data.distortion`.
     """
 
     short: int
@@ -99,10 +100,8 @@ class SegmentationSample:
         from PIL import Image
 
         name = self.labels.names[number]
-        path = self.file(name)
-        image, raw = decode(path.read_bytes(), "pil", path.name), self.labels.read(name)
-        if raw.shape != image.size[::-1]:
-            raise DataError(f"{name} has labels of {raw.shape[::-1]} pixels, and is {image.size} itself. Restore both.")
+        raw = self.labels.read(name)
+        image = read_picture(self.file(name), (raw.shape[1], raw.shape[0]))
         classes = np.where(raw == 0, IGNORED, raw.astype(np.int16) - 1).astype(np.uint8)
         size = self.scales.size(image.size, random.uniform(self.scales.least, self.scales.most))
         image = image.resize(size, Image.Resampling.BILINEAR)
@@ -134,11 +133,8 @@ def _padded(pixels: NDArray[np.uint8], classes: NDArray[np.uint8], scales: Scale
     """Tensors of the crop's size: black and without labels on the right and below, colours changed."""
     import torch
     from torch.nn import functional
-    from torchvision.transforms import v2
 
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    if scales.distort:
-        image = v2.RandomPhotometricDistort(p=0.5)(image)
+    image = torch.from_numpy((distort(pixels) if scales.distort else pixels).copy()).permute(2, 0, 1)
     margin = (0, scales.crop[1] - image.shape[2], 0, scales.crop[0] - image.shape[1])
     return functional.pad(image, margin), functional.pad(torch.from_numpy(classes.copy()), margin, value=IGNORED)
 
@@ -167,8 +163,7 @@ class DetectionSample:
 
         index = self.chosen[number]
         info = self.instances.images[index]
-        image = decode((self.folder / info.file_name).read_bytes(), "pil", info.file_name)
-        pixels = to_tensor(image)
+        pixels = to_tensor(read_picture(self.folder / info.file_name, (info.width, info.height)))
         label = self.instances.label()
         own = [self.instances.annotations[row] for row in self.objects[index]]
         boxes = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in (one.bbox for one in own)])
@@ -197,7 +192,7 @@ def _mask(annotation: Any, image: Any) -> Tensor:
     """The mask (H, W) of an object."""
     import torch
 
-    from tasks.data.coco import to_code
+    from tasks.data.masks import to_code
     from tasks.metrics.overlap import draw_mask
 
     code = to_code(annotation.segmentation, image, f"annotation {annotation.id}")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import DataError
-from harness.images import decode
 from tasks.data.dense_samples import IGNORED, to_tensor
+from tasks.data.picture import read_picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,12 +41,7 @@ class PanopticSample:
         from tasks.data.coco_panoptic import read_ids
 
         image = self.panoptic.images[number]
-        pixels = to_tensor(decode((self.folder / image.file_name).read_bytes(), "pil", image.file_name))
-        if pixels.shape[1:] != (image.height, image.width):
-            raise DataError(
-                f"{image.file_name} is {pixels.shape[2]} x {pixels.shape[1]} pixels; expected {image.width} x "
-                f"{image.height}, as its annotation says. Restore both."
-            )
+        pixels = to_tensor(read_picture(self.folder / image.file_name, (image.width, image.height)))
         one = self.panoptic.maps[str(image.id)]
         ids = read_ids(self.panoptic.folder, one, image)
         masks, labels = self._things(one, ids)

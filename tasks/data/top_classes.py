@@ -1,19 +1,21 @@
-"""Predicted classes from a table: a line an image, its name and its best classes."""
+"""Predicted classes from a table, as text, JSON or parquet: a line an image, its name and its best classes."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.errors import DataError
+from harness.errors import DataError, MissingPackage, reason
 from harness.metric import Row
 from tasks.data.coco import name_some
+from tasks.data.json_file import read_json
 from tasks.data.labelled import LabelledImages, is_image, to_targets
 
 EXPECTED = "a line an image: its file name, then its classes, the best first, as class ids or indices from 0"
-HEADS = frozenset({"image", "item", "file", "filename", "file_name", "image_id", "imageid", "id", "name", "path"})
+# The head of the first column; pandas gives an index none.
+HEADS = frozenset({"", "image", "item", "file", "filename", "file_name", "image_id", "imageid", "id", "name", "path"})
 MOST = 5
 
 
@@ -38,14 +40,7 @@ def read_top_classes(path: Path, images: LabelledImages) -> list[Row]:
 
 def _table(path: Path) -> list[list[str]]:
     """The cells of every line, all of one length, without a header."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name} is not a readable text file ({error}). Expected {EXPECTED}.") from error
-    mark = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), " ")
-    lines = [[cell.strip() for cell in line] for line in csv.reader(text.splitlines(), delimiter=mark) if line]
-    if lines and lines[0][0].lower() in HEADS:
-        del lines[0]
+    lines = READERS.get(path.suffix.lower(), _from_text)(path)
     if not lines or len(lines[0]) < 2:
         raise DataError(f"{path.name} holds no predictions: expected {EXPECTED}.")
     for line in lines:
@@ -55,6 +50,40 @@ def _table(path: Path) -> list[list[str]]:
                 f"{lines[0][0]!r}: expected as many for every image."
             )
     return lines
+
+
+def _from_text(path: Path) -> list[list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name} is not a readable text file ({error}). Expected {EXPECTED}.") from error
+    mark = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), " ")
+    lines = [[cell.strip() for cell in line] for line in csv.reader(text.splitlines(), delimiter=mark) if line]
+    if lines and not any(line[-1] for line in lines):
+        lines = [line[:-1] for line in lines]
+    return lines[1:] if lines and lines[0][0].lower() in HEADS else lines
+
+
+def _from_json(path: Path) -> list[list[str]]:
+    expected = "a JSON object from file names to lists of classes, the best first"
+    found = read_json(path, dict[str, list[int | str] | int | str], expected)
+    return [[name, *map(str, best if isinstance(best, list) else [best])] for name, best in found.items()]
+
+
+def _from_parquet(path: Path) -> list[list[str]]:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError as error:
+        raise MissingPackage("pyarrow", "Reading parquet") from error
+    except Exception as error:
+        raise DataError(f"{path.name} is not readable parquet ({reason(error)}). Expected {EXPECTED}.") from error
+    frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    return [[str(cell) for cell in line] for line in frame.itertuples(index=False)]
+
+
+READERS: dict[str, Callable[[Path], list[list[str]]]] = {".json": _from_json, ".parquet": _from_parquet}
 
 
 def _places(path: Path, given: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -101,7 +101,7 @@ def evaluate(objects: Objects, detections: Detections, categories: int, kind: st
     precision, recall = _accumulate(objects, detections, categories, rows, rank, hit, ignored)
     by_category = np.array([_mean(precision[:, :, k, 0]) for k in range(categories)])
     bits = 2 ** np.arange(len(THRESHOLDS))
-    return Summary(_summarize(precision, recall), by_category, rows, hit[:, 0] @ bits, ignored[:, 0] @ bits)
+    return Summary(summarize(precision, recall), by_category, rows, hit[:, 0] @ bits, ignored[:, 0] @ bits)
 
 
 def _best(detections: Detections) -> tuple[Integers, Integers]:
@@ -176,11 +176,10 @@ def _accumulate(
     # Over all images by score; of equal scores the earlier image and the earlier row first.
     order = np.lexsort((-detections.scores[rows], detections.category[rows]))
     bounds = np.searchsorted(detections.category[rows][order], np.arange(categories + 1))
+    counted = count_wanted(objects, categories)
     for k in range(categories):
         chosen = order[bounds[k] : bounds[k + 1]]
-        area_of = objects.area[(objects.category == k) & ~objects.crowd]
-        for a, (low, high) in enumerate(AREAS.values()):
-            wanted = int(np.count_nonzero((area_of >= low) & (area_of <= high)))
+        for a, wanted in enumerate(counted[k].tolist()):
             if not wanted:
                 continue
             counts = ~ignored[chosen, a]
@@ -190,6 +189,13 @@ def _accumulate(
                 recall[:, k, m, a] = right[:, rank[chosen] < most].sum(axis=1) / wanted
             precision[:, :, k, a] = _curve(right, wrong, wanted)
     return precision, recall
+
+
+def count_wanted(objects: Objects, categories: int) -> Integers:
+    """Return how many objects of each category and area range (categories, areas) are to be found, crowds aside."""
+    area, category = objects.area[~objects.crowd], objects.category[~objects.crowd]
+    within = [category[(area >= low) & (area <= high)] for low, high in AREAS.values()]
+    return np.stack([np.bincount(them, minlength=categories) for them in within], axis=1)
 
 
 def _curve(right: Flags, wrong: Flags, wanted: int) -> Floats:
@@ -203,8 +209,13 @@ def _curve(right: Flags, wrong: Flags, wanted: int) -> Floats:
     return curve
 
 
-def _summarize(precision: Floats, recall: Floats) -> dict[str, float]:
-    """The twelve numbers by name."""
+def summarize(precision: Floats, recall: Floats) -> dict[str, float]:
+    """Return the twelve numbers by name.
+
+    Args:
+        precision: (thresholds, recalls, categories, areas); -1 where there are no objects.
+        recall: (thresholds, categories, limits, areas); likewise.
+    """
     numbers = [_mean(precision[..., 0]), _mean(precision[0, ..., 0]), _mean(precision[5, ..., 0])]
     numbers += [_mean(precision[..., area]) for area in (1, 2, 3)]
     numbers += [_mean(recall[:, :, most, 0]) for most in range(len(MOST_DETECTIONS))]

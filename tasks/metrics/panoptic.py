@@ -34,7 +34,7 @@ class Segment:
 
     id: int
     category: int
-    area: int | None = None
+    area: float | None = None
     crowd: bool = False
 
 

@@ -85,7 +85,7 @@ def evit(model: Any, keep: float = 0.7) -> nn.Module:
     Raises:
         ModelError: the model is no isotropic ViT with softmax attention.
     """
-    return reduced(model, EViTBlocks(model, keep), "evit")
+    return reduced(model, EViTBlocks(model, keep))
 
 
 WRAPPERS.register("evit", CARD)(evit)

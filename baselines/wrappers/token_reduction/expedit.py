@@ -116,7 +116,7 @@ def expedit(model: Any, share: float = 0.7, neighbors: int = 20, temperature: fl
     if getattr(model, "dynamic_img_size", False):
         raise ModelError("'expedit' needs the grid of the tokens: build the model without dynamic_img_size.")
     blocks = ExpeditBlocks(model, round(len(getattr(model, "blocks", ())) * 5 / 12), share, neighbors, temperature)
-    return reduced(model, blocks, "expedit")
+    return reduced(model, blocks)
 
 
 WRAPPERS.register("expedit", CARD)(expedit)

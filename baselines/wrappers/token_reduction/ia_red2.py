@@ -137,4 +137,4 @@ def ia_red2(model: Any, groups: int = 3) -> nn.Module:
     """
     blocks = IaRed2Blocks(model, groups)
     refuse_without_class(model, "ia_red2")
-    return reduced(model, blocks, "ia_red2")
+    return reduced(model, blocks)

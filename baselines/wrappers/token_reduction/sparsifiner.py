@@ -170,7 +170,7 @@ def sparsifiner(model: Any, keep: float = 0.25) -> nn.Module:
     size = getattr(model.patch_embed, "img_size", None) or (height * model.strides[0], width * model.strides[0])
     dense = count_macs(model, torch.zeros(1, 3, *size, device=next(model.parameters()).device)).total
     model.nominal_gmacs = (dense - blocks.saved_macs()) / 1e9
-    return reduced(model, blocks, "sparsifiner")
+    return reduced(model, blocks)
 
 
 WRAPPERS.register("sparsifiner", CARD)(sparsifiner)

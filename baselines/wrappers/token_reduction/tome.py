@@ -123,7 +123,7 @@ def tome(model: Any, r: int = 13) -> nn.Module:
     Raises:
         ModelError: the model is no isotropic ViT with softmax attention.
     """
-    return reduced(model, ToMeBlocks(model, r), "tome")
+    return reduced(model, ToMeBlocks(model, r))
 
 
 WRAPPERS.register("tome", CARD)(tome)
