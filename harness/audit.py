@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.api import EXECUTORS, run_jobs
 from harness.errors import RecordError
 from harness.gate import Finding, Policy, judge
-from harness.leaderboard import make_boards
+from harness.leaderboard import Board, LeftOut, make_boards
+from harness.page import to_html
 from harness.record import Preprocessing, Record, Setup, Weights, content_sha256
 from harness.runner import Job
+from harness.statements import unsupported
 from harness.store import Store
-from harness.tables import to_csv
+from harness.tables import to_csv, to_latex, to_markdown
 from harness.weights import file_sha256
 
 BOARD = "leaderboard.csv"
+PAGES: dict[str, Callable[[Sequence[Board], Sequence[LeftOut]], str]] = {
+    "README.md": to_markdown,
+    "leaderboard.tex": lambda boards, _: to_latex(boards),
+    "leaderboard.html": to_html,
+}
+MOST_DOUBTS = 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,22 @@ def verify(store: Store) -> list[Doubt]:
             continue
         records.append(record)
         found += _check_record(store, record, name)
-    return [*found, *_check_board(store, records)]
+    boards, left_out = make_boards(records)
+    found += _check_csv(store, boards)
+    for name, render in PAGES.items():
+        content = store.location.read(name)
+        if content is not None:
+            found += _check_page(name, content.decode(errors="replace"), render(boards, left_out))
+    return found
+
+
+def _check_page(name: str, page: str, fresh: str) -> list[Doubt]:
+    """Name what a written page says and the records do not."""
+    # A page of another time differs in many lines; some tell enough.
+    found = [Doubt(place, f"no record supports {text[:200]!r}. Run `board` again.")
+             for place, text in unsupported(name, page, fresh)]  # fmt: skip
+    more = len(found) - MOST_DOUBTS
+    return found if more <= 0 else [*found[:MOST_DOUBTS], Doubt(name, f"{more:,} more are supported by no record.")]
 
 
 def _check_record(store: Store, record: Record, name: str) -> Iterator[Doubt]:
@@ -58,16 +81,15 @@ def _check_record(store: Store, record: Record, name: str) -> Iterator[Doubt]:
     if record.outcomes_sha256:
         try:
             store.read_outcomes(record)
-        except (RecordError, OSError, EOFError, ValueError) as error:
+        except RecordError as error:
             yield Doubt(name, str(error))
 
 
-def _check_board(store: Store, records: list[Record]) -> Iterator[Doubt]:
+def _check_csv(store: Store, boards: Sequence[Board]) -> Iterator[Doubt]:
     """Compare every line of the CSV that was written with what the records give."""
     content = store.location.read(BOARD)
     if content is None:
         return
-    boards, _ = make_boards(records)
     supported = {(row["task"], row["record"]): row for row in _rows(to_csv(boards))}
     for number, row in enumerate(_rows(content.decode(errors="replace")), 2):
         place = f"{BOARD}:{number}"
@@ -100,6 +122,8 @@ def job_of(record: Record, model: str = "", weights: Path | None = None, data: P
         raise RecordError(f"{record.name} is {record.provenance}, not measured: there is no run to repeat.")
     if record.error:
         raise RecordError(f"{record.name} failed when it was made ({record.error}): there are no numbers to repeat.")
+    if "race" in record.details:
+        raise RecordError(f"{record.name} is of a race with others: run `race` again with all of them.")
     # A submission's records have its name; they tell apart from that what was run.
     entry = record.details.get("submission", {}).get("entry", record.model)
     location = entry.partition("+")[0].rpartition(":")[0]

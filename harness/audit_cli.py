@@ -23,12 +23,13 @@ def verify(results: options.Results = "results") -> None:
     Exit code 1 where there are any.
     """
     from harness.audit import verify as find
+    from harness.inspection.files import printable
     from harness.store import Store
 
     store = Store(results)
     doubts = find(store)
     for doubt in doubts:
-        print(doubt)
+        print(printable(str(doubt)))
     count = len(store.names())
     print(f"{count:,} records, {len(doubts):,} doubts." if doubts else f"{count:,} records are as they were written.")
     if doubts or not count:

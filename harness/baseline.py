@@ -46,7 +46,9 @@ def _unpack(revision: str, results: Path, folder: Path) -> None:
         inside = inside.parent
     top = _git(["rev-parse", "--show-toplevel"], inside, revision).decode().strip()
     place = results.resolve().relative_to(Path(top).resolve()).as_posix()
-    content = _git(["archive", "--format=tar", f"{revision}:{place}"], Path(top), revision)
+    # The root of a repository has no name in it.
+    tree = f"{revision}:{place if place != '.' else ''}"
+    content = _git(["archive", "--format=tar", tree], Path(top), revision)
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         archive.extractall(folder, filter="data")
 

@@ -262,7 +262,8 @@ def doctor() -> None:
 
 def main() -> NoReturn:
     """Run the command line; a mistake of the user's is one line on standard error."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Not by way of SIGINT, which a shell lets its background jobs ignore.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if distributed.active():
             _check_torchrun()

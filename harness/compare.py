@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.errors import RecordError, UnknownName
+import numpy
+
+from harness.errors import RecordError, SetupError, UnknownName
 from harness.factory import nearest
 from harness.leaderboard import conditions, why_unranked
-from harness.metric import Measurement, Metric
+from harness.metric import Measurement, Metric, Outcomes
 from harness.pairing import difference_of
+from harness.progress import track
 from harness.record import Record
+from harness.resampling import AT_ONCE, Statistic, statistic_of
 from harness.significance import check_same_items, disagreements, hits, holm
 from harness.statistics import ratio_of_series
 from harness.store import Store
@@ -40,12 +44,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An item that one of two models gets right; places are of the right class in a model's order, 0 for beyond."""
+    """An item on which two models disagree, with what either made of it: the right class's place, or its own value."""
 
     task: str
     item: str
-    first: int
-    second: int
+    first: str
+    second: str
 
 
 def compare(store: Store, first: str, second: str) -> tuple[list[Comparison], list[Disagreement]]:
@@ -53,6 +57,7 @@ def compare(store: Store, first: str, second: str) -> tuple[list[Comparison], li
 
     Raises:
         UnknownName: a model has no records.
+        SetupError: both are one model.
         RecordError: they share no task, or a model has several records that fit one of the other's.
     """
     records = [record for record in store.load() if not record.error and record.provenance != "published"]
@@ -60,6 +65,8 @@ def compare(store: Store, first: str, second: str) -> tuple[list[Comparison], li
         if all(record.model != model for record in records):
             known = sorted({record.model for record in records})
             raise UnknownName(f"There are no records of {model!r}.{nearest(model, known)} Run it first.")
+    if first == second:
+        raise SetupError(f"{first!r} is both models: name two. How far runs of one model differ, `rerun` tells.")
     pairs = list(_pairs(records, first, second))
     if not pairs:
         raise RecordError(
@@ -114,8 +121,37 @@ def _compare_pair(store: Store, one: Record, other: Record) -> tuple[list[Compar
         else:
             found.append(_unpaired(one, other, measurement, match))
     if not ranked:
-        return found, []
-    return found, [Disagreement(one.task, *places) for places in disagreements(outcomes[0], outcomes[1])]
+        return found, _furthest(one, other, outcomes)
+    places = disagreements(outcomes[0], outcomes[1])
+    return found, [Disagreement(one.task, item, _place(a), _place(b)) for item, a, b in places]
+
+
+def _furthest(one: Record, other: Record, outcomes: Sequence[Outcomes], most: int = 10) -> list[Disagreement]:
+    """Return the images whose own values of the headline metric are furthest apart; none where they have no values."""
+    statistics = [statistic for found in outcomes if (statistic := statistic_of(found)) is not None]
+    shared = one.values().keys() & other.values().keys()
+    metrics = [m.metric for m in one.measurements if all(m.metric.name in s.metrics for s in statistics)]
+    chosen = next((metric for metric in metrics if metric.name in shared), None)
+    if len(statistics) < len(outcomes) or not outcomes or chosen is None:
+        return []
+    first, second = (_by_item(statistic, chosen.name) for statistic in statistics)
+    apart = sorted((-abs(first[item] - second[item]), item) for item in first.keys() & second.keys())
+    return [
+        Disagreement(one.task, item, *(f"{chosen.name} {side[item]:.{chosen.decimals}f}" for side in (first, second)))
+        for distance, item in apart[:most]
+        if distance
+    ]
+
+
+def _by_item(statistic: Statistic, metric: str) -> dict[str, float]:
+    """The value of a metric on each image by itself, where it has one there."""
+    found: dict[str, float] = {}
+    for start in track(range(0, len(statistic.items), AT_ONCE), "measure image by image"):
+        items = statistic.items[start : start + AT_ONCE]
+        counts = numpy.zeros((len(statistic.items), len(items)), numpy.uint8)
+        counts[range(start, start + len(items)), range(len(items))] = 1
+        found |= zip(items, statistic.values(counts, [metric])[metric].tolist(), strict=True)
+    return {item: value for item, value in found.items() if not numpy.isnan(value)}
 
 
 def _unpaired(one: Record, other: Record, first: Measurement, second: Measurement) -> Comparison:
@@ -155,8 +191,8 @@ def to_markdown(first: str, second: str, found: Sequence[Comparison], items: Seq
     parts = [f"## {escape(second)} against {escape(first)}"]
     parts.append(tabulate(rows, head, tablefmt="pipe", colalign=align, disable_numparse=True))
     if items:
-        lines = [[escape(one.task), escape(one.item), _place(one.first), _place(one.second)] for one in items]
-        names = ["task", "item", f"right class for {escape(first)}", f"for {escape(second)}"]
+        lines = [[escape(one.task), escape(one.item), one.first, one.second] for one in items]
+        names = ["task", "item", escape(first), escape(second)]
         parts += ["### Where they disagree most", tabulate(lines, names, tablefmt="pipe", disable_numparse=True)]
     return "\n\n".join(parts) + "\n"
 
@@ -172,4 +208,4 @@ def _numbers(one: Comparison) -> list[str]:
 
 
 def _place(place: int) -> str:
-    return f"place {place}" if place else "not in the top 5"
+    return f"right class at place {place}" if place else "right class not in the top 5"

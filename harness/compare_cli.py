@@ -32,6 +32,7 @@ def check(
     from harness import gate_report
     from harness.baseline import opened
     from harness.gate import exit_code, judge, read_policy
+    from harness.progress import say
     from harness.store import Store, uncollected, write_atomically
 
     rules, after = read_policy(policy), Store(results)
@@ -39,15 +40,21 @@ def check(
         if before.location.key == after.location.key:
             raise SetupError(f"The baseline {baseline!r} is the candidate itself: give another one, or a git revision.")
         findings = judge(before.load(), after.load(), rules, (before, after))
-    page = gate_report.to_markdown(findings, rules)
+        if not findings:
+            say(f"The baseline {baseline!r} has no records to compare with: give the folder that holds `records`.")
+    page = shown(gate_report.to_markdown(findings, rules))
     print(page)
-    if junit:
-        write_atomically(junit, gate_report.to_junit(findings, rules))
     if os.environ.get("GITHUB_ACTIONS") == "true":
         sys.stdout.write(gate_report.to_annotations(findings, rules))
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(page)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    try:
+        if junit:
+            write_atomically(junit, gate_report.to_junit(findings, rules))
+        if summary:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(page)
+    except OSError as error:
+        raise SetupError(f"{error.filename!r} cannot be written ({error.strerror}). Give another place.") from error
     raise typer.Exit(exit_code(findings, rules))
 
 
@@ -61,4 +68,11 @@ def compare(
     from harness.compare import to_markdown
     from harness.store import Store
 
-    print(to_markdown(first, second, *find(Store(results), first, second)))
+    print(shown(to_markdown(first, second, *find(Store(results), first, second))))
+
+
+def shown(page: str) -> str:
+    """Return a page as a terminal can show it: records hold text of strangers, such as errors and names of images."""
+    from harness.inspection.files import printable
+
+    return "\n".join(map(printable, page.split("\n")))

@@ -56,6 +56,7 @@ def confine(spec: Confinement) -> None:
     Raises:
         OSError: the system does not allow a part of it.
     """
+    _end_with_parent()
     limit(spec.largest_file)
     if spec.namespaces:
         _enter(spec)
@@ -65,6 +66,11 @@ def confine(spec: Confinement) -> None:
         _supervise()
     os.chdir(spec.writable)
     os.execv(spec.command[0], spec.command)  # noqa: S606
+
+
+def _end_with_parent() -> None:
+    """End with the harness, however that ends: nobody would watch any more."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def limit(largest_file: int) -> None:
@@ -82,7 +88,7 @@ def _supervise() -> None:
     """Go on in a child; the process outside waits, and ends whatever the child leaves behind."""
     child = os.fork()
     if not child:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _end_with_parent()
         return
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     while left := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
@@ -96,12 +102,13 @@ def _enter(spec: Confinement) -> None:
     """Go on in namespaces of users, mounts, processes, network and IPC; the process outside waits, and ends with it."""
     user, group = os.getuid(), os.getgid()
     _check(_libc().unshare(NEW_USER | NEW_MOUNTS | NEW_PIDS | NEW_NETWORK | NEW_IPC | NEW_UTS), "unshare")
+    _end_with_parent()  # the kernel forgets it with other capabilities
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     if child := os.fork():
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with_parent()
     _build_root(spec)
     _read_only("/", unless=spec.writable)
     _mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={SHARED_MEMORY}")  # noqa: S108

@@ -7,21 +7,27 @@ and by an absolute floor, cost by a test of its samples and a least effect, what
 from __future__ import annotations
 
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from harness.errors import RecordError, SetupError
+from harness.leaderboard import conditions
 from harness.metric import Measurement, Metric
 from harness.pairing import Source, difference_of
 from harness.record import Record
 from harness.statistics import Difference, ratio_of_intervals, ratio_of_series
 
+Pair = tuple[str, str, str]  # model, task, setup
 Cell = tuple[str, str, str, str]  # model, task, setup, metric
+# What decides a cost beside the setup, as boards name it.
+MACHINE = ("device", "torch", "threads", "CPU quota", "CUDA", "driver", "power limit")
 
 
 class Verdict(StrEnum):
@@ -65,6 +71,7 @@ class Finding:
 
     Args:
         reason: one line with the numbers.
+        copied: whether the candidate's record is the baseline's own, so that nothing was measured for it.
     """
 
     cell: Cell
@@ -72,6 +79,7 @@ class Finding:
     reason: str
     before: float | None = None
     after: float | None = None
+    copied: bool = False
 
 
 def read_policy(path: Path | None) -> Policy:
@@ -84,7 +92,7 @@ def read_policy(path: Path | None) -> Policy:
         return Policy()
     known = ", ".join(entry.name for entry in fields(Policy))
     try:
-        return msgspec.convert(_strictly(tomllib.loads(path.read_text(encoding="utf-8"))), Policy)
+        return _sane(msgspec.convert(_strictly(tomllib.loads(path.read_text(encoding="utf-8"))), Policy))
     except OSError as error:
         raise SetupError(f"The policy {str(path)!r} cannot be read ({error.strerror}). Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, SetupError) as error:
@@ -98,10 +106,25 @@ def _strictly(found: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
+def _sane(policy: Policy) -> Policy:
+    """Refuse numbers with which nothing could ever be worse, or everything is."""
+    shares = ("accuracy_level", "cost_level", "cost_least_effect")
+    if wrong := [name for name in shares if not 0 < getattr(policy, name) < 1]:
+        raise SetupError(f"{wrong[0]} is {getattr(policy, wrong[0])}; expected a share between 0 and 1")
+    if not 0 <= policy.accuracy_margin <= 100:
+        raise SetupError(f"accuracy_margin is {policy.accuracy_margin}; expected points between 0 and 100")
+    if wrong := [name for name, floor in policy.floors.items() if not isfinite(floor)]:
+        raise SetupError(f"the floor of {wrong[0]!r} is {policy.floors[wrong[0]]}; expected a number")
+    return policy
+
+
 def judge(
     before: Iterable[Record], after: Iterable[Record], policy: Policy, sources: tuple[Source, Source]
 ) -> list[Finding]:
     """Return a finding for every cell of the baseline, in a fixed order.
+
+    Where a side has a cell from several machines or on several data, those made under equal conditions are compared,
+    and where none are, the two that differ least.
 
     Args:
         before: the baseline's records.
@@ -109,27 +132,60 @@ def judge(
         sources: of the outcomes of either.
 
     Raises:
-        RecordError: two records of one side are of the same model, task and setup.
+        RecordError: two records of one side are of the same model, task and setup under equal conditions.
     """
-    old, new = _by_pair(before, "baseline"), _by_pair(after, "candidate")
+    # A record of a failure has no cell that a candidate could be worse in.
+    old = _by_pair((record for record in before if not record.error), "baseline")
+    new = _by_pair(after, "candidate")
     found: list[Finding] = []
     for pair in sorted(old):
-        found += _judge_pair(pair, old[pair], new.get(pair), policy, sources)
-    return found
+        for one, other in _matched(old[pair], new.get(pair, [])):
+            # Cells of several machines are told apart by what differs between these.
+            where = _apart(one, old[pair])
+            found += _judge_pair((*pair[:2], f"{pair[2]}{where}"), one, other, policy, sources)
+    return found + _floors_of_nothing(found, policy)
 
 
-def _by_pair(records: Iterable[Record], side: str) -> dict[tuple[str, str, str], Record]:
+def _floors_of_nothing(found: Sequence[Finding], policy: Policy) -> list[Finding]:
+    """Name the floors under which no cell is: misspelt, or of a task that the baseline does not have."""
+    known = {f"{task} {metric}" for _, task, _, metric in (one.cell for one in found)}
+    reason = "the policy's floor is of no cell of the baseline: correct its name, or measure the task"
+    return [
+        Finding(("any model", name.rpartition(" ")[0], "", name.rpartition(" ")[2]), Verdict.NOT_MEASURED, reason)
+        for name in sorted(policy.floors.keys() - known)
+    ]
+
+
+def _by_pair(records: Iterable[Record], side: str) -> Mapping[Pair, list[Record]]:
     """Records by model, task and setup; what others published is no cell."""
-    found: dict[tuple[str, str, str], Record] = {}
+    found: dict[Pair, list[Record]] = defaultdict(list)
     for record in (record for record in records if record.provenance != "published"):
-        pair = (record.model, record.task, setup_of(record))
-        other = found.setdefault(pair, record)
-        if other is not record:
-            raise RecordError(
-                f"The {side} has two records of {record.model} on {record.task} with one setup, {other.key} and "
-                f"{record.key}, of different code, weights, data or machine. Move one away."
-            )
+        alike = found[record.model, record.task, setup_of(record)]
+        for other in alike:
+            # Of a failure nobody knows the data, so that it may be of either.
+            if record.error or other.error or not _environment(other, record):
+                raise RecordError(
+                    f"The {side} has two records of {record.model} on {record.task} with one setup, {other.key} and "
+                    f"{record.key}, on one machine and data, or of a failure: of different code or weights. "
+                    "Move one away."
+                )
+        alike.append(record)
     return found
+
+
+def _matched(old: Sequence[Record], new: Sequence[Record]) -> list[tuple[Record, Record | None]]:
+    """Pairs of records that were made under equal conditions; where there are none, the nearest pair."""
+    equal = [(one, other) for one in old for other in new if not _environment(one, other)]
+    if equal or not new:
+        return [*equal] or [(old[0], None)]
+    return [min(((one, other) for one in old for other in new), key=lambda pair: len(_environment(*pair)))]
+
+
+def _apart(record: Record, others: Sequence[Record]) -> str:
+    """What tells a record from others of its pair, in words; empty where it is the only one."""
+    own = _conditions(record)
+    differing = [name for name in own if any(_conditions(other).get(name) != own[name] for other in others)]
+    return "".join(f", {name} {own[name]}" for name in differing)
 
 
 def setup_of(record: Record) -> str:
@@ -145,11 +201,12 @@ def setup_of(record: Record) -> str:
 
 
 def _judge_pair(
-    pair: tuple[str, str, str], old: Record, new: Record | None, policy: Policy, sources: tuple[Source, Source]
+    pair: Pair, old: Record, new: Record | None, policy: Policy, sources: tuple[Source, Source]
 ) -> Iterator[Finding]:
     """Judge every metric of one record of the baseline."""
     values = {m.metric.name: m for m in new.measurements} if new and not new.error else {}
-    changed = _environment(old, new) if values and new else ""
+    copied = new is not None and bool(old.content_sha256) and old.content_sha256 == new.content_sha256
+    changed = "; ".join(_environment(old, new)) if values and new else ""
     for measurement in old.measurements:
         metric = measurement.metric
         if metric.minor or measurement.value is None:
@@ -162,7 +219,7 @@ def _judge_pair(
             yield Finding(cell, Verdict.CHANGED, changed, measurement.value, other.value)
         else:
             verdict, reason = _verdict((old, new), (measurement, other), policy, sources)
-            yield Finding(cell, verdict, reason, measurement.value, other.value)
+            yield Finding(cell, verdict, reason, measurement.value, other.value, copied)
 
 
 def _why_not(new: Record | None, other: Measurement | None) -> str:
@@ -173,19 +230,25 @@ def _why_not(new: Record | None, other: Measurement | None) -> str:
     return other.reason if other else "the candidate's record has no such metric"
 
 
-def _environment(old: Record, new: Record) -> str:
-    """What differs between two records beside the model, so that their values do not compare; empty for nothing."""
-    found = []
-    if old.task_version != new.task_version:
-        found.append(f"task version {old.task_version} became {new.task_version}")
-    if old.data != new.data:
-        names = [f"{stamp.name} {stamp.fingerprint}" if stamp else "none" for stamp in (old.data, new.data)]
-        found.append(f"data {names[0]} became {names[1]}")
-    if old.machine_bound:
-        sides = [(("device", e.device), ("threads", e.threads), ("torch", e.versions.get("torch"))) for e in
-                 (old.environment, new.environment)]  # fmt: skip
-        found += [f"{name} {a} became {b}" for (name, a), (_, b) in zip(*sides, strict=True) if a != b]
-    return "; ".join(found)
+def _environment(old: Record, new: Record) -> list[str]:
+    """What differs between two records beside the model, so that their values do not compare."""
+    before, after = _conditions(old), _conditions(new)
+    names = [name for name in (before | after) if before.get(name) != after.get(name)]
+    return [f"{name} {before.get(name, 'none')} became {after.get(name, 'none')}" for name in names]
+
+
+def _conditions(record: Record) -> dict[str, str]:
+    """What must be equal for the values of two records of one setup to compare."""
+    found = {"task version": str(record.task_version)}
+    if record.data:
+        # All of the stamp: two data sets of one fingerprint may be cut in other ways.
+        found["data"] = " ".join(map(str, astuple(record.data)))
+    if race := record.details.get("race"):
+        found["race"] = str(race["id"])
+    if record.machine_bound:
+        shared = dict(conditions(record))
+        found |= {name: shared[name] for name in MACHINE if name in shared}
+    return found
 
 
 def _verdict(
@@ -286,10 +349,10 @@ def exit_code(findings: Sequence[Finding], policy: Policy) -> int:
     """Return what the gate exits with: the gravest verdict that the policy does not tolerate.
 
     0 green; 3 worse; 4 something was not measured, or nothing at all; 5 the environment changed; 6 inconclusive.
-    Where no cell is the same or better, tolerance makes nothing green: nothing was shown.
+    Where no cell that was measured anew is the same or better, tolerance makes nothing green: nothing was shown.
     """
     verdicts = {finding.verdict for finding in findings}
-    shown = verdicts & {Verdict.SAME, Verdict.BETTER}
+    shown = any(one.verdict in (Verdict.SAME, Verdict.BETTER) and not one.copied for one in findings)
     for verdict, code in CODES.items():
         if verdict in verdicts and (verdict not in policy.tolerate or not shown):
             return code

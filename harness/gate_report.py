@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree
@@ -41,6 +42,8 @@ def to_markdown(findings: Sequence[Finding], policy: Policy, most: int = 100) ->
         head = ["verdict", "model", "task", "metric", "before", "after", "why"]
         rows = [_row(finding) for finding in changed[:most]]
         parts.append(tabulate(rows, head, tablefmt="pipe", disable_numparse=True))
+    if findings and all(finding.copied for finding in findings):
+        parts.append("Nothing was measured: every record is the baseline's own. Run again with --rerun.")
     if len(changed) > most:
         parts.append(f"{len(changed) - most:,} more are not shown.")
     return "\n\n".join(parts) + "\n"
@@ -58,12 +61,15 @@ def to_junit(findings: Sequence[Finding], policy: Policy) -> bytes:
     counts = Counter[str]()
     for finding in findings:
         model, task, setup, metric = finding.cell
-        case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"{model} on {task}"), name=_xml(metric))
+        # The setup is a part of the name: readers take two cases of one name for one.
+        words = {"classname": _xml(f"{model} on {task}"), "name": _xml(f"{metric} ({setup})"), "time": "0"}
+        case = ElementTree.SubElement(suite, "testcase", words)
         kind = _kind(finding, policy)
         counts[kind] += 1
         if kind:
             told = ElementTree.SubElement(case, kind, message=_xml(f"{finding.verdict}: {finding.reason}"))
-            told.text = _xml(setup)
+            if kind != "skipped":
+                told.set("type", finding.verdict)
     for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
         suite.set(attribute, str(counts[kind]))
     text: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
@@ -81,7 +87,7 @@ def _kind(finding: Finding, policy: Policy) -> str:
 
 def _xml(text: str) -> str:
     """Text without the characters that XML cannot hold."""
-    return "".join(letter for letter in text if letter in "\t\n\r" or ord(letter) >= 32)
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)
 
 
 def to_annotations(findings: Sequence[Finding], policy: Policy, most: int = 10) -> str:

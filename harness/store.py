@@ -11,6 +11,7 @@ import gc
 import gzip
 import hashlib
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -115,13 +116,18 @@ class Store:
         packed = self.location.read(_outcomes_file(record.name))
         if packed is None:
             raise RecordError(f"The outcomes of {record.name} are not in {str(self)!r}. Copy them beside the record.")
-        content = gzip.decompress(packed)
+        again = "Restore it, or run again with --rerun."
+        try:
+            content = gzip.decompress(packed)
+        except (OSError, EOFError, zlib.error) as error:
+            raise RecordError(f"{record.name}.csv.gz is damaged ({error}). {again}") from error
         if hashlib.sha256(content).hexdigest() != record.outcomes_sha256:
-            raise RecordError(
-                f"{record.name}.csv.gz is not what {record.name} was made with. Restore it, or run again with --rerun."
-            )
-        header, *rows = csv.reader(io.StringIO(content.decode()))
-        return Outcomes(tuple(header), tuple((row[0], *map(int, row[1:])) for row in rows))
+            raise RecordError(f"{record.name}.csv.gz is not what {record.name} was made with. {again}")
+        try:
+            header, *rows = csv.reader(io.StringIO(content.decode()))
+            return Outcomes(tuple(header), tuple((row[0], *map(int, row[1:])) for row in rows))
+        except (csv.Error, ValueError, IndexError) as error:
+            raise RecordError(f"{record.name}.csv.gz holds no outcomes ({error}). {again}") from error
 
     def files(self, record: Record) -> dict[str, bytes]:
         """Return the files of a record by name, the outcomes first: a record without them would be a doubt.

@@ -67,7 +67,10 @@ def check(path: Folder, json: JsonFaults = False) -> None:
 
         print(json_format.dumps([asdict(fault) for fault in faults], indent=1))
     elif submission is not None:
-        print(f"{submission.submission.name}: no faults. Next: run_bench.py submit run {path}")
+        from harness.submission.plan import needs_trust
+
+        trust = " --trust-code" if needs_trust(submission) else ""
+        print(f"{submission.submission.name}: no faults. Next: run_bench.py submit run {path}{trust}")
     else:
         _print_faults(faults)
     if faults:

@@ -50,7 +50,7 @@ def published_to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) 
 
 def board_to_markdown(board: Board) -> str:
     """Return one board: what its rows share, and the table, the best value of each metric in bold."""
-    head = ["#", "model", "weights", "image", *(_head(metric) for metric in board.metrics)]
+    head = ["#", "model", "weights", "image", *(escape(_head(metric)) for metric in board.metrics)]
     body = [
         [rank_shown(row), escape(row.label[0]) + (" †" if row.note else ""), *map(escape, row.label[1:]),
          *(f"**{text}**" if _is_best(text, best) else text for text, best in zip(texts, board.best, strict=True))]
@@ -144,6 +144,8 @@ def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
 def escape(text: str) -> str:
     """Return text that Markdown and HTML show as it is."""
     for plain, safe in (
+        # First of all: an escape behind a backslash would be none.
+        ("\\", "\\\\"),
         ("&", "&amp;"),
         ("<", "&lt;"),
         (">", "&gt;"),
@@ -151,6 +153,7 @@ def escape(text: str) -> str:
         ("`", "\\`"),
         ("[", "\\["),
         ("\n", " "),
+        ("\r", " "),
     ):
         text = text.replace(plain, safe)
     return text
@@ -220,7 +223,7 @@ def _latex(text: str, best: str) -> str:
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "–": "--", "\n": " ",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "–": "--", "\n": " ", "\r": " ",
 })  # fmt: skip
 
 

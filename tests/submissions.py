@@ -163,6 +163,44 @@ def unix_socket(folder: Path) -> None:
         os.chdir(here)
 
 
+def second_name(name: str) -> Callable[[Path], None]:
+    """Return what writes a submission one file of which is also a file outside."""
+
+    def make(folder: Path) -> None:
+        (folder.parent / "secret").write_text("a.JPEG,3\nb.JPEG,4\n")
+        put(folder, CHECKPOINT if name.endswith(".pt") else PREDICTIONS)
+        os.link(folder.parent / "secret", folder / name)
+
+    return make
+
+
+def device(folder: Path) -> None:
+    """A device in place of a checkpoint; a pipe for those who may make none."""
+    put(folder, CHECKPOINT)
+    if os.geteuid() == 0:
+        os.mknod(folder / "weights.pt", 0o20666, os.makedev(1, 5))
+    else:
+        os.mkfifo(folder / "weights.pt")
+
+
+def huge(folder: Path) -> None:
+    """Two terabytes beside a good model, of which nobody said anything."""
+    put(folder, MODEL, nets_py=NET)
+    with (folder / "more.bin").open("wb") as file:
+        file.truncate(2**41)
+
+
+def named(name: str) -> Callable[[Path], None]:
+    """Return what writes a checkpoint whose author has a name."""
+    return model(("[model]", f'authors = ["{name}"]\n[model]'))
+
+
+def results(content: str) -> Callable[[Path], None]:
+    """Return what writes predictions in COCO's format."""
+    toml = PREDICTIONS.replace("classes.csv", "a.json").replace('"imagenet"', '"coco"')
+    return lambda folder: put(folder, toml, a_json=content)
+
+
 def sparse(folder: Path) -> None:
     """A code file of a terabyte, which takes no room."""
     put(folder, MODEL)
@@ -211,6 +249,20 @@ BROKEN: dict[str, Case] = {
         lambda folder: put(folder, PREDICTIONS.replace('["imagenet"]', '["imagenet", "coco"]'), classes_csv="a,1\n"),
         "tasks", "submission.toml:4",
     ),
+    "predictions of costs": Case(
+        lambda folder: put(folder, PREDICTIONS.replace('"imagenet"', '"cost"'), classes_csv="a,1\n"),
+        "task", "submission.toml:4",
+    ),
+    "predictions of a probe": Case(
+        lambda folder: put(folder, PREDICTIONS.replace('"imagenet"', '"imagenet:knn"'), classes_csv="a,1\n"),
+        "task", "submission.toml:4",
+    ),
+    "a key twice": Case(model(("[model]", '[model]\nentry = "a.py:b"')), "toml", "submission.toml:7"),
+    "a date for a name": Case(model(('"mine"', "1979-05-27")), "type", "submission.toml:2"),
+    "a name of another alphabet": Case(model(('"mine"', '"m\u0456ne"')), "name", "submission.toml:2"),
+    "an attribute of what is not there": Case(model(code="net.x = 1\n"), "entry", "submission.toml:6"),
+    "NaN for a score": Case(results('[{"image_id": 1, "score": NaN}]'), "predictions", "submission.toml:6"),
+    "an endless score": Case(results('[{"image_id": 1, "score": 1e999}]'), "predictions", "submission.toml:6"),
     "a claim without a source": Case(claim("arXiv:2103.14030, Table 1", "trust me"), "citation", "submission.toml:8"),
     "a claim of 812 %": Case(claim("81.2", "812"), "range", "submission.toml:7"),
     "a second claim that is wrong": Case(
@@ -242,6 +294,36 @@ HOSTILE: dict[str, Case] = {
     "ten megabytes of TOML": Case(lambda folder: put(folder, MODEL + "#" * 10_000_000), "size", "submission.toml"),
     "TOML nested without end": Case(lambda folder: put(folder, MODEL + "x = " + "[" * 60_000), "toml"),
     "a key of 30,000 parts": Case(lambda folder: put(folder, MODEL + "a." * 30_000 + "a = 1"), "toml"),
+    "a quoted key of 30,000 parts": Case(model(("[model]", '[model]\n"="' + ".a" * 30_000 + " = 1")), "toml"),
+    "a table in one line of 30,000 parts": Case(
+        model(("[model]", "[model]\nx = {" + "a." * 30_000 + "a = 1}")), "toml", "submission.toml:6"
+    ),
+    "a number of 60,000 digits": Case(
+        model(("[model]", "[model]\nimage_size = 0x" + "f" * 60_000)), "range", "submission.toml:6"
+    ),
+    "a task behind a hundred": Case(
+        model(('["imagenet:knn", "cost"]', str(["cost"] * 100 + ["evil"]))), "size", "submission.toml:4"
+    ),
+    "a task that turns the text around": Case(
+        model(('"cost"', '"imagenet:knn,layer=\\u202e"')), "task", "submission.toml:4"
+    ),
+    "a checkpoint with a second name": Case(second_name("weights.pt"), "link", "submission.toml:7"),
+    "predictions with a second name": Case(second_name("classes.csv"), "link"),
+    "a device": Case(device, "special", "submission.toml:7"),
+    "two terabytes beside the model": Case(huge, "size"),
+    "an author whom nobody sees": Case(named("a\\u200bb\\U000E0041"), "text", "submission.toml:5"),
+    "an author who turns the text around": Case(named("a\\u061cb"), "text", "submission.toml:5"),
+    "an address that is a script": Case(
+        model(("[model]", 'paper = "javascript:alert(1)"\n[model]')), "citation", "submission.toml:5"
+    ),
+    "a formula for a metric": Case(claim('"top1"', "\"=cmd|' /C calc'!A0\""), "name", "submission.toml:6"),
+    "LaTeX for a task": Case(claim('"imagenet"', "'\\write18{id}'"), "task", "submission.toml:5"),
+    "a formula that begins with minus": Case(table("a.JPEG,3\n-2+3+cmd|x!A0,4\n"), "formula", "classes.csv:2"),
+    "a table that clears the screen": Case(table("a.JPEG,3\n\x1b[2J,4\n"), "text", "classes.csv:2"),
+    "ten million objects": Case(results('[{"image_id":1}' + "{" * 10**7 + "]"), "size", "submission.toml:6"),
+    "a header of 100,000 tensors": Case(
+        weights(safetensors({str(n): tensor(0, 0, (0,)) for n in range(100_000)}, 0), "w.safetensors"), "checkpoint"
+    ),
     "a pickle that runs a command": Case(weights(archive(pickle.dumps(Evil(), 2))), "pickle", "submission.toml:7"),
     "a command from the memo": Case(weights(archive(HIDDEN)), "pickle", "submission.toml:7"),
     "a command by INST": Case(weights(archive(INST)), "pickle", "submission.toml:7"),

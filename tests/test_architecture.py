@@ -20,7 +20,7 @@ ORDER = (
     "scaling", "growth", "costs",
     "executors", "predictions", "api",
     "race", "suite", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page",
-    "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report", "baseline", "audit", "show",
+    "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report", "baseline", "statements", "audit", "show",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "sweep", "plot", "multiples", "growth_report",
     "options", "command", "cost_cli", "sweep_cli", "attention_cli",

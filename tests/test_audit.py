@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,9 @@ def path_of(store: Store, task: str) -> Path:
     return path
 
 
+PAGES = ("README.md", "leaderboard.tex", "leaderboard.html")
+
+
 def doubts(store: Store) -> str:
     return "\n".join(map(str, verify(store)))
 
@@ -56,6 +60,7 @@ def test_an_edited_number_is_found_in_the_record_and_on_the_board(store: Store) 
     found = doubts(store)
     assert f"{path.name}: was edited" in found
     assert "leaderboard.csv:3: top1 is 70.0; the record gives 79.0" in found
+    assert {line.partition(":")[0] for line in found.splitlines()} >= set(PAGES)
     assert CliRunner().invoke(app, ["verify", "--results", str(store.root)]).exit_code == 1
 
 
@@ -67,10 +72,43 @@ def test_an_edited_board_is_found(store: Store) -> None:
 
 def test_a_row_without_a_record_is_found(store: Store) -> None:
     path_of(store, "imagenet").unlink()
-    assert "leaderboard.csv:3: no record supports 'a' on 'imagenet'" in doubts(store)
+    found = doubts(store)
+    assert "leaderboard.csv:3: no record supports 'a' on 'imagenet'" in found
+    assert {line.partition(":")[0] for line in found.splitlines()} == {"leaderboard.csv", *PAGES}
 
 
-@pytest.mark.parametrize("damage", [b"", b"not gzip", None])
+@pytest.mark.parametrize(("page", "old", "new"), [
+    ("README.md", "**70.00**", "**79.00**"),
+    ("README.md", "| 1 | a ", "| 1 | b "),
+    ("README.md", "\n\n## imagenet on", "\n| 1 | forged | random | 224 | 99.00 |\n\n## imagenet on"),
+    ("README.md", "100 images", "50,000 images"),
+    ("leaderboard.tex", "70.00", "79.00"),
+    ("leaderboard.tex", "\\bottomrule", "1 & forged & random & 224 & 99.00 \\\\\n\\bottomrule"),
+    ("leaderboard.html", '"values":[70.0', '"values":[79.0'),
+    ("leaderboard.html", ',70.0]]', ',79.0]]'),
+    ("leaderboard.html", "</style>", "#table td { font-size: 0 }</style>"),
+    ("leaderboard.html", '{"summary"', '{"summary'),
+])  # fmt: skip
+def test_an_edited_page_is_found(page: str, old: str, new: str, store: Store) -> None:
+    path = store.root / page
+    text = re.sub(" +", " ", path.read_text()) if page == "README.md" else path.read_text()
+    path.write_text(text)
+    assert doubts(store) == ""
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert doubts(store).startswith(page)
+
+
+def test_ranks_and_ties_of_a_page_raise_no_doubt(store: Store) -> None:
+    for name, right in (("b", 699), ("c", 500)):
+        store.save(accuracy(name, right / 10), outcomes(right))
+        store.save(cost(name, 10.0 + right / 1000))
+    CliRunner().invoke(app, ["board", "--results", str(store.root), "-q"])
+    assert re.search(r"1= \(1–2\)", (store.root / "README.md").read_text())
+    assert doubts(store) == ""
+
+
+@pytest.mark.parametrize("damage", [b"", b"not gzip", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9, None])
 def test_outcomes_that_were_lost_or_damaged_are_found(store: Store, damage: bytes | None) -> None:
     (path,) = store.outcomes.glob("*.csv.gz")
     path.unlink() if damage is None else path.write_bytes(damage)
@@ -136,6 +174,10 @@ def test_what_a_record_needs_to_be_repeated_is_named() -> None:
         job_of(accuracy("vit_s16", error="it broke", measurements=()))
     with pytest.raises(RecordError, match="published, not measured"):
         job_of(accuracy("vit_s16", provenance="published"))
+    with pytest.raises(RecordError, match="is predictions, not measured"):
+        job_of(accuracy("vit_s16", provenance="predictions"))
+    with pytest.raises(RecordError, match="is of a race with others: run `race` again"):
+        job_of(cost("vit_s16", 10.0, details={"race": {"id": "x"}}))
 
 
 def test_what_differs_beside_the_numbers_is_said() -> None:

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.compare import compare
-from harness.errors import RecordError, UnknownName
+from harness.errors import RecordError, SetupError, UnknownName
+from harness.metric import Measurement, Metric, Outcomes
 from harness.store import Store
 
 
@@ -40,7 +41,21 @@ def test_every_shared_metric_is_compared(store: Store) -> None:
     assert latency.test.startswith("Welch")
     assert by_metric["gmacs"].test == "one value each"
     assert len(items) == 10
-    assert all(item.first == 1 and item.second == 0 for item in items)
+    assert all(item.first == "right class at place 1" for item in items)
+    assert all(item.second == "right class not in the top 5" for item in items)
+
+
+def test_images_are_told_whose_own_iou_differs_most(store: Store) -> None:
+    columns = ("item", "class", "right", "annotated", "predicted", "edge_right", "edge_annotated", "edge_predicted")
+    miou = Measurement(Metric("miou", "%", True), 50.0)
+    for name, right in (("one", (50, 40, 30)), ("two", (50, 0, 20))):
+        rows = [(f"{image}.jpg", 3, pixels, 100, 100, 1, 2, 3) for image, pixels in enumerate(right)]
+        store.save(accuracy(name, task="ade20k", measurements=(miou,)), Outcomes(columns, tuple(rows)))
+    _, items = compare(store, "one", "two")
+    # By hand: intersection over union 40 / 160 against 0, and 30 / 170 against 20 / 180.
+    assert [(item.item, item.first, item.second) for item in items] == [
+        ("1.jpg", "miou 0.25", "miou 0.00"), ("2.jpg", "miou 0.18", "miou 0.11"),
+    ]  # fmt: skip
 
 
 def test_p_is_corrected_for_the_number_of_tests(store: Store) -> None:
@@ -64,6 +79,8 @@ def test_what_cannot_be_compared(store: Store) -> None:
     store.save(accuracy("one", 70.0))
     with pytest.raises(UnknownName, match=r"no records of 'onn'. Did you mean 'one'\?"):
         compare(store, "one", "onn")
+    with pytest.raises(SetupError, match="'one' is both models"):
+        compare(store, "one", "one")
     store.save(accuracy("two", 70.0, setup=replace(SETUP, precision="bf16")))
     with pytest.raises(RecordError, match="share no task under equal conditions"):
         compare(store, "one", "two")
@@ -74,11 +91,13 @@ def test_what_cannot_be_compared(store: Store) -> None:
 
 
 def test_the_command_prints_a_page(store: Store) -> None:
-    store.save(accuracy("on|e", 70.0), outcomes(700))
-    store.save(accuracy("two", 64.0), outcomes(640))
+    for name, right in (("on|e", 700), ("two", 640)):
+        made = outcomes(right)
+        rows = tuple((f"\x1b[2J{row[0]}", *row[1:]) for row in made.rows)
+        store.save(accuracy(name, right / 10), replace(made, rows=rows))
     done = CliRunner().invoke(app, ["compare", "on|e", "two", "--results", str(store.root)])
     assert done.exit_code == 0, done.output
     assert "exact McNemar" in done.output
-    assert "image_640" in done.output
+    assert r"\x1b\[2Jimage_640" in done.output
     assert "not in the top 5" in done.output
     assert "on\\|e" in done.output

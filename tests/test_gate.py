@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -58,9 +59,9 @@ def sides(tmp_path: Path) -> Sides:
 
 
 def test_an_equal_record_is_the_same(sides: Sides) -> None:
-    for store in (sides.before, sides.after):
-        store.save(accuracy("net"), outcomes(700))
-        store.save(cost("net", 10.0, samples(10, 1)))
+    for store, seconds in ((sides.before, 1.0), (sides.after, 2.0)):
+        store.save(accuracy("net", seconds=seconds), outcomes(700))
+        store.save(cost("net", 10.0, samples(10, 1), seconds=seconds))
     assert {finding.verdict for finding in sides.judge().values()} == {Verdict.SAME}
     assert sides.check()[0] == 0
 
@@ -237,6 +238,7 @@ def test_an_empty_baseline_is_not_green(sides: Sides) -> None:
     code, page = sides.check()
     assert code == 4
     assert "nothing measured" in page
+    assert "has no records to compare with" in page
 
 
 def test_the_policy_is_a_small_file(tmp_path: Path) -> None:
@@ -247,7 +249,15 @@ def test_the_policy_is_a_small_file(tmp_path: Path) -> None:
     assert read_policy(path) == Policy(
         accuracy_margin=0.5, tolerate=(Verdict.INCONCLUSIVE, Verdict.CHANGED), floors={"cub top1": 60}
     )
-    for wrong in ("margin = 3", "accuracy_level = 'high'", "tolerate = ['red']", "= 3"):
+    numbers = ("accuracy_level = nan", "cost_level = 5", "cost_least_effect = -1", "[floors]\n'cub top1' = nan")
+    for wrong in (
+        "margin = 3",
+        "accuracy_level = 'high'",
+        "tolerate = ['red']",
+        "= 3",
+        "accuracy_margin = -1",
+        *numbers,
+    ):
         path.write_text(wrong)
         with pytest.raises(SetupError, match=r"policy.toml' cannot be used .*It may hold: exact, accuracy_level"):
             read_policy(path)
@@ -268,6 +278,13 @@ def test_a_git_revision_is_a_baseline(sides: Sides, tmp_path: Path) -> None:
     worse = CliRunner().invoke(app, [*words, "HEAD"])
     assert worse.exit_code == 3
     assert "worse" in worse.output
+    # Results may lie in the root of their repository.
+    shutil.copytree(sides.after.root, tmp_path, dirs_exist_ok=True)
+    git("add", ".")
+    git("commit", "-q", "-m", "in the root")
+    same = CliRunner().invoke(app, ["check", "--results", str(tmp_path), "--baseline", "HEAD"])
+    assert same.exit_code == 4
+    assert "1 same" in same.output
     unknown = CliRunner().invoke(app, [*words, "nowhere"])
     assert isinstance(unknown.exception, RecordError)
     assert "neither a folder nor a git revision" in str(unknown.exception)
@@ -298,7 +315,23 @@ def test_a_hostile_name_stays_text() -> None:
     hostile = Finding(("a|b<script>\n::error::", "t\x00", "", "m,:"), Verdict.WORSE, "why\n::warning::", 1.0, 2.0)
     assert "<script>" not in to_markdown([hostile], POLICY)
     assert len(to_annotations([hostile], POLICY).splitlines()) == 1
-    ElementTree.fromstring(to_junit([hostile], POLICY))
+    ElementTree.fromstring(to_junit([hostile, replace(hostile, reason="\ud800\uffff")], POLICY))
+
+
+def test_what_cannot_be_written_is_a_mistake(sides: Sides, tmp_path: Path) -> None:
+    sides.before.save(accuracy("net"))
+    words = [
+        "check",
+        "--baseline",
+        str(sides.before.root),
+        "--results",
+        str(sides.after.root),
+        "--junit",
+        str(tmp_path),
+    ]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, SetupError)
+    assert "cannot be written" in str(done.exception)
 
 
 def test_on_github_it_writes_annotations_and_a_summary(

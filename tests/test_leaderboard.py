@@ -18,7 +18,7 @@ from harness.metric import Measurement, Metric
 from harness.ranking import with_ranks
 from harness.record import Preprocessing, Record, Setup, Weights, from_json
 from harness.store import Store
-from harness.tables import pipe_table, to_csv, to_markdown
+from harness.tables import pipe_table, to_csv, to_latex, to_markdown
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -196,6 +196,16 @@ def test_names_are_escaped_everywhere() -> None:
     assert "\n# title" not in page
     cells = next(csv.DictReader(io.StringIO(to_csv(boards))))
     assert cells["model"].startswith("'=")
+
+
+def test_a_backslash_and_a_return_undo_no_escape() -> None:
+    metric = replace(TOP1, name="<b>|", unit="")
+    evil = accuracy("\\[x](javascript:y)\\|\r# title", measurements=(Measurement(metric, 70.0),))
+    boards, _ = make_boards([evil])
+    page = to_markdown(boards, [])
+    assert "| \\\\\\[x](javascript:y)\\\\\\| # title |" in " ".join(page.split())
+    assert "| &lt;b&gt;\\| ↑ |" in " ".join(page.split())
+    assert "\r" not in page + to_latex(boards)
 
 
 def test_partial_weights_and_overrides_are_shown() -> None:

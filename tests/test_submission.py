@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import SetupError
+from harness.inspection import predictions
 from harness.inspection.checkpoints import HARMLESS, OPCODES, inspect_checkpoint
 from harness.submission.manifest import json_schema
 from harness.submission.read import read
@@ -117,6 +118,19 @@ def test_the_hostile_pickles_are_real(content: bytes, tmp_path: Path) -> None:
 def test_there_are_as_many_as_promised() -> None:
     assert len(BROKEN) >= 30
     assert len(HOSTILE) >= 20
+
+
+def test_a_table_has_a_most_of_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictions, "MOST_ROWS", 10)
+    put(folder, PREDICTIONS, classes_csv="".join(f"{number},1\n" for number in range(10)))
+    assert read(folder)[1] == []
+    put(folder, PREDICTIONS, classes_csv="".join(f"{number},1\n" for number in range(11)))
+    assert [(fault.code, fault.place) for fault in read(folder)[1]] == [("size", "submission.toml:6")]
+
+
+def test_cells_that_only_look_odd_are_let_pass(folder: Path) -> None:
+    put(folder, PREDICTIONS, classes_csv="nancy.JPEG,3,-0.5\ninfo/- x.JPEG,4,-1e-3\n")
+    assert read(folder)[1] == []
 
 
 def test_every_fault_is_named_at_once(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,11 +28,13 @@ def inspect_code(folder: Path, name: str, entry: str, given: frozenset[str] = GI
         return [problem]
     try:
         text = (folder / name).read_text(encoding="utf-8-sig")
-        tree = ast.parse(text, filename=name)
+        with warnings.catch_warnings():
+            # Python's remarks quote the code, and come with a line of whatever file has this name here.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text, filename=name)
     except SyntaxError as error:
-        return [
-            Problem("syntax", f"{name!r} is not Python ({error.msg}).", "Mend this line.", f"{name}:{error.lineno}")
-        ]
+        place = f"{name}:{error.lineno}" if error.lineno else name
+        return [Problem("syntax", f"{name!r} is not Python ({error.msg}).", "Mend this line.", place)]
     except (ValueError, RecursionError, MemoryError, SystemError) as error:
         reason = getattr(error, "reason", "") or str(error) or type(error).__name__
         return [Problem("syntax", f"{name!r} cannot be parsed ({reason}).", "Save plain Python source as UTF-8.")]
@@ -73,7 +76,9 @@ def _bound(node: ast.stmt) -> Iterator[str]:
     elif isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in targets:
-            yield from (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
+            yield from (
+                part.id for part in ast.walk(target) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            )
 
 
 def _check_signature(statements: Sequence[ast.stmt], name: str, entry: str, given: frozenset[str]) -> Iterator[Problem]:

@@ -10,10 +10,16 @@ from pathlib import Path, PurePosixPath
 
 KIB, MIB = 2**10, 2**20
 MOST_FILES = 200_000
+# The largest checkpoint, and what may lie beside it.
+MOST_BYTES = 65 * 2**30
 DEEPEST = 16
 MOST_SHOWN = 20
-# Control characters, and those that change the direction of text.
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+# Control characters, those that change the direction of text, and those that nobody sees. Joiners are left: names of
+# persons have them.
+UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    r"\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 
 @dataclass(frozen=True)
@@ -39,31 +45,50 @@ def inspect_tree(folder: Path) -> list[Problem]:
     Nothing is opened and no link is followed.
     """
     found: list[Problem] = []
-    pending, count = [(folder, 0)], 0
+    pending, count, size = [(folder, 0)], 0, 0
     while pending and len(found) < MOST_SHOWN:
         place, depth = pending.pop()
-        with os.scandir(place) as entries:
-            for entry in entries:
-                count += 1
-                if count > MOST_FILES or depth > DEEPEST:
-                    message = f"The folder holds more than {MOST_FILES:,} files, or folders in folders without end."
-                    return [*found, Problem("size", message, "Leave only what is submitted.")]
-                found += _inspect_entry(entry, Path(entry.path).relative_to(folder).as_posix())
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((Path(entry.path), depth + 1))
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    about = entry.stat(follow_symlinks=False)
+                    count, size = count + 1, size + about.st_size
+                    if count > MOST_FILES or depth > DEEPEST or size > MOST_BYTES:
+                        return [*found, _TOO_MUCH]
+                    found += _inspect_entry(entry.name, about, Path(entry.path).relative_to(folder).as_posix())
+                    if stat.S_ISDIR(about.st_mode):
+                        pending.append((Path(entry.path), depth + 1))
+        except OSError as error:
+            name = place.relative_to(folder).as_posix()
+            found.append(Problem("special", f"{name[:120]!r} cannot be read ({error.strerror}).", "Allow it."))
     return sorted(found[:MOST_SHOWN], key=lambda problem: problem.message)
 
 
-def _inspect_entry(entry: os.DirEntry[str], name: str) -> list[Problem]:
+_TOO_MUCH = Problem(
+    "size",
+    f"The folder holds more than {MOST_FILES:,} files or {MOST_BYTES >> 30} GiB, or folders in folders without end.",
+    "Leave only what is submitted.",
+)
+
+
+def _inspect_entry(base: str, about: os.stat_result, name: str) -> list[Problem]:
     """Look at the kind and the name of one entry."""
-    if UNPRINTABLE.search(entry.name):
+    if UNPRINTABLE.search(base):
         return [Problem("path", f"The name {name[:120]!r} holds control characters.", "Rename it.")]
-    if entry.is_symlink():
+    if stat.S_ISLNK(about.st_mode):
         return [Problem("link", f"{name[:120]!r} is a link.", "Put the file itself there.")]
-    kind = entry.stat(follow_symlinks=False).st_mode
-    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+    if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
         return [Problem("special", f"{name[:120]!r} is no plain file: a pipe, socket or device.", "Remove it.")]
-    return []
+    return [_second_name(name)] if _has_second_name(about) else []
+
+
+def _has_second_name(about: os.stat_result) -> bool:
+    """Whether a file is also one of another folder, which may be anybody's."""
+    return stat.S_ISREG(about.st_mode) and about.st_nlink > 1
+
+
+def _second_name(name: str) -> Problem:
+    return Problem("link", f"{name[:120]!r} has a second name elsewhere: a hard link.", "Put a copy there.")
 
 
 def inside(folder: Path, name: str, largest: int, kind: str = "file") -> Problem | None:
@@ -91,6 +116,8 @@ def inside(folder: Path, name: str, largest: int, kind: str = "file") -> Problem
         return Problem("special", f"{name[:120]!r} is no folder.", "Put a folder there.") if wrong else None
     if not stat.S_ISREG(about.st_mode):
         return Problem("special", f"{name[:120]!r} is no plain file.", "Put a plain file there.")
+    if _has_second_name(about):
+        return _second_name(name)
     if about.st_size > largest:
         limit = f"{largest / MIB:,.0f} MiB" if largest >= MIB else f"{largest / KIB:,.0f} KiB"
         return Problem("size", f"{name[:120]!r} has {about.st_size:,} bytes.", f"The limit is {limit}.")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from harness.inspection.files import MIB, MOST_SHOWN, Problem, inside
+from harness.inspection.files import MIB, MOST_SHOWN, UNPRINTABLE, Problem, inside
 
 LARGEST_JSON = 1024 * MIB
 LARGEST_TABLE = 64 * MIB
 LARGEST_IMAGE = 64 * MIB
 MOST_PIXELS = 64_000_000
 MOST_CELL = 200
+# Each takes some hundred bytes of memory while it is looked at.
+MOST_ROWS = 2_000_000
+MOST_OBJECTS = 10_000_000
+# What may be wrong with a row, as its cells stand one after another behind a tab; `_inspect_row` looks closer.
+ODD = re.compile(rf"\t\s*(?:[=+@-]|\t|$|[+-]?(?:nan|inf)\s*(?:\t|$))|(?!\t){UNPRINTABLE.pattern}", re.IGNORECASE)
+NUMBER = re.compile(r"\s*-?[0-9.]+(?:e[+-]?[0-9]+)?\s*", re.IGNORECASE)
 
 
 class Found(msgspec.Struct):
@@ -86,12 +93,18 @@ def _inspect_table(path: Path, name: str) -> Iterator[Problem]:
         text = path.read_text(encoding="utf-8-sig")
         mark = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), " ")
         for number, row in enumerate(csv.reader(io.StringIO(text), delimiter=mark), 1):
+            if not row:
+                continue
             width = width or len(row)
-            if row and (problem := _inspect_row(row, width, seen, f"{name}:{number}")):
+            cells = "\t".join(["", *row])
+            plain = len(row) == width > 1 and len(cells) <= MOST_CELL and row[0] not in seen and not ODD.search(cells)
+            if problem := None if plain else _inspect_row(row, width, seen, f"{name}:{number}"):
                 yield problem
                 return
-            if row:
-                seen[row[0]] = number
+            seen[row[0]] = number
+            if len(seen) > MOST_ROWS:
+                yield Problem("size", f"{name!r} has more than {MOST_ROWS:,} rows.", "Give one row an image.")
+                return
     except (UnicodeDecodeError, csv.Error) as error:
         reason = error.reason if isinstance(error, UnicodeDecodeError) else error
         yield Problem("predictions", f"{name!r} is no CSV in UTF-8 ({reason}).", "Save it again.")
@@ -113,8 +126,10 @@ def _inspect_row(row: list[str], width: int, seen: dict[str, int], place: str) -
         return Problem("duplicate", message, "Remove one.", place)
     if any(cell.strip().lower() in ("nan", "inf", "-inf", "") for cell in row):
         return Problem("predictions", "The row has an empty cell, NaN or infinity.", "Mend it.", place)
-    if any(cell.lstrip().startswith(("=", "+", "@", "\t", "\r")) for cell in row):
+    if any(cell.lstrip().startswith(("=", "+", "-", "@")) and not NUMBER.fullmatch(cell) for cell in row):
         return Problem("formula", "The row has a cell that a spreadsheet would run.", "Give names and classes.", place)
+    if any(UNPRINTABLE.search(cell) for cell in row):
+        return Problem("text", "The row has a cell with control characters.", "Give names and classes.", place)
     return None
 
 
@@ -125,6 +140,8 @@ def _inspect_json(path: Path, name: str) -> list[Problem]:
         with path.open("rb") as file:
             start = file.read(64).lstrip()
         content = path.read_bytes()
+        if content.count(b"{") > MOST_OBJECTS:
+            return [Problem("size", f"{name!r} holds more than {MOST_OBJECTS:,} objects.", "Leave out low scores.")]
         if start.startswith(b"{"):
             count = len(msgspec.json.decode(content, type=Panoptic).annotations)
         else:

@@ -23,6 +23,7 @@ MODEL_ID = re.compile(r"(timm:)?[A-Za-z0-9][A-Za-z0-9_.-]*(\+[A-Za-z0-9_.-]+)*")
 METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,60}")
 UNIT = re.compile(r"[A-Za-z%/ ]{0,12}")
 LONGEST_TEXT = 2000
+MOST_TASKS, LONGEST_TASK = 100, 200
 # Texts go to tables of one line each; only notes may have several.
 SEVERAL_LINES = re.compile(r"[\n\t]")
 NEEDS = {"model": "model", "checkpoint": "model", "predictions": "predictions", "claim": "claim"}
@@ -94,7 +95,8 @@ def _check_model(model: ModelPart, kind: str, lines: Lines) -> Iterator[Fault]:
         yield Fault("weights", lines.place("model", "weights"), message, "The kind `checkpoint` has a file.")
     for key, value, least in (("image_size", model.image_size, 0), ("batch_size", model.batch_size, 1)):
         if not least <= value <= 4096:
-            yield Fault("range", lines.place("model", key), f"{key} is {value:.5g}.", f"Use {least} to 4096.")
+            shown = str(value) if abs(value) < 10**12 else "a number of many digits"
+            yield Fault("range", lines.place("model", key), f"{key} is {shown}.", f"Use {least} to 4096.")
 
 
 def _check_tasks(submission: Submission, lines: Lines) -> Iterator[Fault]:
@@ -106,21 +108,33 @@ def _check_tasks(submission: Submission, lines: Lines) -> Iterator[Fault]:
         yield Fault("tasks", place, f"There are {len(about.tasks)} tasks.", "Predictions are of one task.")
     if kind == "claim" and about.tasks:
         yield Fault("tasks", place, "A claim is not evaluated.", "Remove `tasks`; each claim names its own.")
-    for task in about.tasks[:100]:
-        yield from _check_task(task, place)
+    if len(about.tasks) > MOST_TASKS:
+        yield Fault("size", place, f"There are {len(about.tasks):,} tasks.", f"Name at most {MOST_TASKS}.")
+    for task in dict.fromkeys(about.tasks[:MOST_TASKS]):
+        yield from _check_task(task, place, predictions=kind == "predictions")
     for number, claim in enumerate(submission.claim):
         if claim is not None:
             yield from _check_claim(claim, ("claim", str(number)), lines)
 
 
-def _check_task(task: str, place: str) -> Iterator[Fault]:
+def _check_task(task: str, place: str, predictions: bool = False) -> Iterator[Fault]:
     """A task id names a task of the harness; what that takes is code of the harness, never the submission's."""
+    from harness.registry import TASKS
     from harness.task_id import canonical
 
+    if len(task) > LONGEST_TASK or UNPRINTABLE.search(task):
+        message = f"The task {task[:90]!r} is too long or holds control characters."
+        yield Fault("task", place, message, "`run_bench.py list tasks` shows them.")
+        return
     try:
-        canonical(task[:200])
+        canonical(task)
     except BenchError as error:
-        yield Fault("task", place, str(error), "`run_bench.py list tasks` shows them.")
+        yield Fault("task", place, str(error), "Correct the task.")
+        return
+    name, _, adapted = task.partition(":")
+    if predictions and (adapted or not hasattr(TASKS.get(name.partition(",")[0]).build, "evaluate_predictions")):
+        message = f"The task {task!r} measures a model, and predictions have none."
+        yield Fault("task", place, message, "Name a task that reads predictions, such as imagenet, coco or ade20k.")
 
 
 def _check_claim(claim: ClaimPart, where: tuple[str, str], lines: Lines) -> Iterator[Fault]:

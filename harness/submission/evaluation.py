@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,20 @@ import msgspec
 from harness import isolation
 from harness.conformance import Check, blocking
 from harness.errors import BenchError, RecordError, SetupError
-from harness.inspection.files import MIB, inside, inspect_tree, printable
+from harness.inspection.files import printable
 from harness.isolation import Limits, Way
 from harness.metric import Metric
+from harness.progress import say, waiting
 from harness.published import published_record
-from harness.record import Record, content_sha256, slug
+from harness.record import Record, slug
 from harness.store import Store, write_atomically
 from harness.submission.manifest import Submission
 from harness.submission.plan import Plan, expected_model, folder_sha256
+from harness.submission.remains import checks_of, clear, problem_of, records_of
 from harness.submission.worker import EXIT_DONE, EXIT_FAILED
 from harness.submission.worker import REPORT as CONFORMANCE
 
 REPORT = "report.json"
-LARGEST_RECORD = 64 * MIB
 LAST_LINES, LONGEST_LINE = 5, 300
 
 
@@ -69,26 +70,27 @@ def evaluate(submission: Submission, folder: Path, plan: Plan, place: Path, limi
         BenchError: nothing could be started.
     """
     isolated, log = place / "isolated", place / "log.txt"
-    isolated.mkdir(parents=True, exist_ok=True)
-    # What an earlier run left says nothing about this one.
-    (isolated / CONFORMANCE).unlink(missing_ok=True)
+    clear(isolated, CONFORMANCE)
     sha256 = folder_sha256(folder)
     words = [sys.executable, "-P", "-m", "harness.submission.worker", msgspec.json.encode(plan).decode()]
-    ended = isolation.run(
-        words, folder=isolated, readable=[folder, Path(plan.data).resolve()], limits=limits, log=log, way=way
-    )
+    say(f"{submission.submission.name} runs, isolated by {way}; what it says is in {log}")
+    with waiting(f"{', '.join(plan.tasks)}"):
+        ended = isolation.run(
+            words, folder=isolated, readable=[folder, Path(plan.data).resolve()], limits=limits, log=log, way=way
+        )
     base = Report(sha256=sha256, way=way, lacks=isolation.lacks(way))
-    if problems := inspect_tree(isolated):
-        return replace(base, failure=f"It left what is not read: {problems[0].message}")
-    checks = _checks(isolated)
+    checks = checks_of(isolated, CONFORMANCE)
+    if problem := problem_of(isolated):
+        left = f"It left what is not read: {problem.message}"
+        return replace(base, checks=checks, failure=" ".join(filter(None, (_failure(ended, checks, log), left))))
     report = replace(base, checks=checks, failure=_failure(ended, checks, log))
     records: list[Record] = []
     try:
-        for record, outcomes in _found(submission, plan, Store(isolated)):
+        for record, outcomes in records_of(plan, expected_model(submission), Store(isolated)):
             details = {**record.details, **about(submission, sha256, way)}
             stamped = replace(record, model=submission.submission.name, details=details)
             records.append(Store(place).save(stamped, outcomes))
-    except (BenchError, OSError, ValueError, EOFError) as error:
+    except (BenchError, OSError, ValueError) as error:
         return replace(report, failure=report.failure or f"Its records cannot be used: {printable(str(error))[:300]}")
     missing = sorted(set(plan.tasks) - {record.task for record in records})
     failure = report.failure or (
@@ -137,16 +139,6 @@ def kept(place: Path) -> Report | None:
         raise RecordError(f"{str(path)!r} is no report ({error}). Run the submission again.") from error
 
 
-def _checks(isolated: Path) -> tuple[Check, ...]:
-    """What the conformance kit found, from a file that the submitted code could have written."""
-    if inside(isolated, CONFORMANCE, MIB):
-        return ()
-    try:
-        return tuple(msgspec.json.decode((isolated / CONFORMANCE).read_bytes(), type=list[Check]))
-    except msgspec.MsgspecError as error:
-        return (Check("report", False, f"The kit's report was overwritten ({error})."),)
-
-
 def _failure(ended: isolation.Ended, checks: Sequence[Check], log: Path) -> str:
     """Why a run did not end well; empty where it did."""
     if ended.stopped:
@@ -166,25 +158,6 @@ def last_lines(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - LAST_LINES * LONGEST_LINE))
         text = file.read().decode(errors="replace")
     return " / ".join(printable(line)[:LONGEST_LINE] for line in text.splitlines()[-LAST_LINES:])
-
-
-def _found(submission: Submission, plan: Plan, store: Store) -> Iterator[tuple[Record, Any]]:
-    """Yield the records of a plan with their outcomes; what the code may have put there beside them is passed over.
-
-    Raises:
-        BenchError, OSError: a file that is too large, no record, or not as it was written.
-    """
-    provenance = "predictions" if plan.predictions else "measured"
-    for name in store.names():
-        if problem := inside(store.root, f"records/{name}", LARGEST_RECORD):
-            raise RecordError(f"{problem.message} {problem.fix}")
-        record = store.read(name)
-        mine = record.model == expected_model(submission) and record.setup.limit == plan.limit
-        if not mine or (record.task not in plan.tasks and not plan.predictions) or name != f"{record.name}.json":
-            continue
-        if record.provenance != provenance or record.content_sha256 != content_sha256(record):
-            raise RecordError(f"{name} is not as the harness wrote it.")
-        yield record, store.read_outcomes(record) if record.outcomes_sha256 else None
 
 
 class Both(Store):
@@ -225,7 +198,7 @@ def preview(results: Store, place: Path, report: Report) -> str:
     mine_out = [item for item in left_out if item.record.name in names]
     parts += published_to_markdown(boards, [item for item in mine_out if item.record.provenance == "published"])
     parts += [
-        f"Not ranked: {escape(item.record.task)}: {escape(printable(item.reason))}"
+        f"Not ranked: {escape(item.record.task)}: {escape(item.reason)}"
         for item in mine_out
         if item.record.provenance != "published"
     ]

@@ -42,7 +42,7 @@ class Lines:
         self._lines: dict[tuple[str, ...], int] = {}
         counts: dict[str, int] = defaultdict(int)
         table: tuple[str, ...] = ()
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if head := re.match(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]{1,80})\s*\]", line):
                 table = tuple(head[2].split("."))
                 if head[1] == "[[":

@@ -18,8 +18,9 @@ from harness.submission.lines import Fault, Lines
 from harness.submission.manifest import FILE, PARTS, ClaimPart, Submission
 
 LARGEST_FILE = 64 * KIB
-# Parts of a dotted key; reading one takes the square of their number.
-DEEPEST = 20
+# Reading a dotted key takes the square of the number of its parts.
+MOST_DOTS = 200
+MOST_CLAIMS = 1000
 TABLES = (*PARTS, "claim")
 
 
@@ -62,10 +63,10 @@ def _text(folder: Path) -> tuple[str | None, list[Fault]]:
         text = (folder / FILE).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         return None, [Fault("encoding", FILE, f"The file is not UTF-8 ({error.reason}).", "Save it as UTF-8.")]
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.partition("=")[0].count(".") > DEEPEST:
-            message = f"A key has more than {DEEPEST} parts."
-            return None, [Fault("toml", f"{FILE}:{number}", message, "A submission needs two levels.")]
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS:
+            message = f"The line has more than {MOST_DOTS} dots, and a key of so many parts takes long to read."
+            return None, [Fault("toml", f"{FILE}:{number}", message, "Write a long text over several lines.")]
     return text, []
 
 
@@ -86,7 +87,11 @@ def _build(found: Mapping[str, Any], lines: Lines) -> tuple[Submission | None, l
         place = lines.place("claim")
         faults.append(Fault("type", place, "`claim` is one table.", "Write [[claim]], with two brackets."))
         claims = []
-    built = [_part(ClaimPart, claim, ("claim", str(number)), lines) for number, claim in enumerate(claims[:1000])]
+    if len(claims) > MOST_CLAIMS:
+        message = f"There are {len(claims):,} claims."
+        faults.append(Fault("size", lines.place("claim"), message, f"Submit {MOST_CLAIMS:,} at once."))
+    claims = claims[:MOST_CLAIMS]
+    built = [_part(ClaimPart, claim, ("claim", str(number)), lines) for number, claim in enumerate(claims)]
     faults += [fault for _, more in built for fault in more]
     if "submission" not in found:
         faults.append(Fault("missing", FILE, "The table [submission] is missing.", "Add it, with name and kind."))
