@@ -130,7 +130,8 @@ def test_compare_and_check_and_rerun_read_from_anywhere(filled: Store, tmp_path:
     assert "+10.00" in command("compare", "b", "a", "--results", filled).output
     before = Store(tmp_path / "before")
     for record in filled.load():
-        before.save(record, filled.read_outcomes(record) if record.outcomes_sha256 else None)
+        earlier = replace(record, seconds=record.seconds + 1)
+        before.save(earlier, filled.read_outcomes(record) if record.outcomes_sha256 else None)
     assert command("check", "--results", filled, "--baseline", before).exit_code == 0
     assert command("check", "--results", before, "--baseline", filled).exit_code == 0
     itself = command("check", "--results", filled, "--baseline", filled)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.data.coco import Category
 from tasks.metrics.panoptic import Segment
 from tasks.panels.canvas import (
     GAP,
@@ -239,7 +238,6 @@ def test_pixels_of_segments_have_their_category_and_edges_lie_between() -> None:
     segments = [Segment(1, 27), Segment(9, 90), Segment(4, 27)]
     assert categories(ids, segments).tolist() == [[27, 27, 90], [27, 27, -1]]
     assert edges(ids).tolist() == [[False, True, True], [True, True, False]]
-    assert Category(1, "x").isthing
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------

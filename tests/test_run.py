@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas
@@ -245,9 +246,9 @@ def test_an_interrupt_exits_with_130_and_says_that_work_is_kept(
     command = [sys.executable, "run_bench.py", "run", "--model", f"{nets}:slow", "--task", "imagenet", "--workers", "0"]
     command += ["--data", str(make_imagenet(val=40)), "--results", str(tmp_path / "results"), "--batch-size", "1"]
     # A background job of a script's shell ignores SIGINT, and must end all the same when it is asked to.
-    ignored = {signal.SIGTERM: "trap '' INT;", signal.SIGINT: ""}[number]
-    words = ["sh", "-c", f'{ignored} exec "$@"', "sh", *command]
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    at_first = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: signal.SIG_DFL}[number]
+    prepare = partial(signal.signal, signal.SIGINT, at_first)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=prepare) as process:
         assert process.stderr is not None
         assert "nets.py:slow" in process.stderr.readline()
         time.sleep(1)
