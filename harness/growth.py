@@ -11,13 +11,15 @@ import numpy
 from harness.errors import BenchError
 from harness.metric import Measurement, Metric
 from harness.scaling import crossing, crossing_interval, fit_power_law
-from harness.statistics import LEAST_EFFECT, compare_rounds, median_interval
+from harness.statistics import LEAST_EFFECT, mean_interval, median_interval
 
 IS_CONTROL = "is the control"
 # Fewer tokens take little but the time that it takes to launch the work, whatever the mixer.
 FITTED_FROM = 196
 # Of fewer rounds no interval is given.
 LEAST_ROUNDS = 3
+# The range of fewer samples holds their median less often than 95 times in a hundred.
+ENOUGH_TO_ORDER = 6
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def below(pairs: Mapping[int, Pair], quantity: Quantity, seed: int = 0, limits: 
         return Measurement(metric, None, reason=f"never up to {sizes[-1]:,} tokens")
     if not all(pair.timed for pair in known.values()):
         return Measurement(metric, found)
-    if _interval(last)[1] >= 1:
+    if interval_of(last.ratios)[1] >= 1:
         return Measurement(metric, None, reason=f"not beyond chance at {sizes[-1]:,} tokens")
     low, high = crossing_interval(sizes, [pair.ratios for pair in known.values()], seed)
     return Measurement(metric, found, interval=(low, min(high, float(sizes[-1]))))
@@ -167,7 +169,7 @@ def _values(points: Points, quantity: Quantity) -> Iterator[Measurement]:
             if not samples:
                 yield Measurement(metric, None, reason=pair.reason)
                 continue
-            interval = median_interval(samples) if pair.timed else None
+            interval = interval_of(samples) if pair.timed else None
             yield Measurement(metric, float(numpy.median(samples)), samples, interval=interval)
         metric = Metric(f"{quantity.name}_ratio_n{tokens}", "", False, decimals=3, minor=True)
         reason = pair.reason or "there is nothing to divide by, or nothing to divide"
@@ -175,15 +177,16 @@ def _values(points: Points, quantity: Quantity) -> Iterator[Measurement]:
             metric,
             pair.ratio,
             reason="" if pair.ratio is not None else reason,
-            interval=_interval(pair) if pair.ratios and pair.timed else None,
+            interval=interval_of(pair.ratios) if pair.ratios and pair.timed else None,
         )
 
 
-def _interval(pair: Pair) -> tuple[float, float]:
-    """The 95 % interval of the ratio."""
-    own, control = ([[sample] for sample in samples] for samples in (pair.own, pair.control))
-    found = compare_rounds(control, own)
-    return found.low, found.high
+def interval_of(samples: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the median of positive samples; of few by Student's t of their logarithms."""
+    if len(samples) >= ENOUGH_TO_ORDER:
+        return median_interval(samples)
+    low, high = mean_interval(numpy.log(samples).tolist()) or (-math.inf, math.inf)
+    return math.exp(low), math.exp(high)
 
 
 def token_counts(names: Sequence[str]) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 from fake_records import PARAMETERS, cost
 
 from harness.attention_cli import tables
-from harness.growth import IS_CONTROL, QUANTITIES, Pair, Points, below, summarise, token_counts
+from harness.growth import IS_CONTROL, QUANTITIES, Pair, Points, below, interval_of, summarise, token_counts
 from harness.growth_report import figures, grouped, points_rows, summary
 from harness.metric import Measurement
 from harness.record import Record, Setup
@@ -50,6 +50,16 @@ def test_the_interval_of_a_crossing_holds_the_truth_as_often_as_it_says() -> Non
         low, high = crossing_interval(SIZES, ratios, seed)
         held += low <= truth <= high
     assert held / 100 == pytest.approx(0.95, abs=0.05)
+
+
+@pytest.mark.parametrize("rounds", [3, 4, 5, 6, 10, 30])
+def test_the_interval_of_a_ratio_covers_it_however_few_the_rounds(rounds: int) -> None:
+    rng = np.random.default_rng(rounds)
+    covered = []
+    for _ in range(1500):
+        low, high = interval_of(np.exp(rng.normal(0.3, 0.05, rounds)).tolist())
+        covered.append(low <= math.exp(0.3) <= high)
+    assert 0.93 < np.mean(covered) < 0.975
 
 
 def test_an_interval_that_may_never_cross_has_no_end() -> None:
