@@ -24,7 +24,7 @@ BOARD = "leaderboard.csv"
 PAGES: dict[str, Callable[[Sequence[Board], Sequence[LeftOut]], str]] = {
     "README.md": to_markdown,
     "leaderboard.tex": lambda boards, _: to_latex(boards),
-    "leaderboard.html": to_html,
+    "leaderboard.html": lambda boards, left_out: to_html(boards, left_out).decode(),
 }
 MOST_DOUBTS = 20
 

@@ -70,10 +70,9 @@ def render(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, by
     from harness.page import to_html
     from harness.tables import to_csv, to_latex, to_markdown
 
-    pages = {
-        "README.md": to_markdown(boards, left_out),
-        "leaderboard.csv": to_csv(boards),
-        "leaderboard.tex": to_latex(boards),
+    return {
+        "README.md": to_markdown(boards, left_out).encode(),
+        "leaderboard.csv": to_csv(boards).encode(),
+        "leaderboard.tex": to_latex(boards).encode(),
         "leaderboard.html": to_html(boards, left_out),
     }
-    return {name: content.encode() for name, content in pages.items()}

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import msgspec
+
 from harness.metric import Measurement, Metric
 from harness.record import Record, Setup
 
@@ -14,8 +16,7 @@ from harness.record import Record, Setup
 JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G", higher_is_better=False))
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A record in a board; equal headline values share a rank.
 
     Args:
@@ -32,7 +33,7 @@ class Row:
     record: Record
     values: Mapping[str, float | None]
     ranks: tuple[int, int] | None = None
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = {}
     note: str = ""
 
 
@@ -240,8 +241,9 @@ def _board(
     headline = group[0].measurements[0].metric
     joined = {} if group[0].machine_bound else {metric.name: metric for metric in JOINED}
     beside = costs if joined else {}
-    scored = sorted(((_sort_value(record, headline), record) for record in group), key=lambda one: one[0])
-    scores, best_first = [score for score, _ in scored], [record for _, record in scored]
+    scored = [(_sort_value(values := record.values(), headline), record, values) for record in group]
+    scored.sort(key=lambda one: one[0])
+    scores, best_first, own = zip(*scored, strict=True)
     labels = [who(record) for record in best_first]
     alike, equal = Counter(labels), Counter(scores)
     counted = [beside.get(identity(record), NOTHING) if beside else NOTHING for record in best_first]
@@ -252,18 +254,18 @@ def _board(
             rank=ranks[score],
             tied=equal[score] > 1,
             record=record,
-            values={**free.values, **record.values()},
+            values={**free.values, **values},
             intervals={m.metric.name: m.interval for m in record.measurements if m.interval is not None},
             note=record.details.get("nominal") or free.note,
         )
-        for record, score, label, free in zip(best_first, scores, labels, counted, strict=True)
+        for record, values, score, label, free in zip(best_first, own, scores, labels, counted, strict=True)
     ]
     return Board(task, shared, tuple({**metrics, **joined}.values()), tuple(rows))
 
 
-def _sort_value(record: Record, headline: Metric) -> float:
+def _sort_value(values: Mapping[str, float | None], headline: Metric) -> float:
     """Smaller is better."""
-    value = next(one.value for one in record.measurements if one.metric.name == headline.name)
+    value = values[headline.name]
     if value is None:
         return float("inf")
     return -value if headline.higher_is_better else value

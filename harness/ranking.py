@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy
 from numpy.typing import NDArray
 
@@ -48,7 +49,7 @@ def with_ranks(board: Board, store: Store) -> Board:
     tied = [not (before and after) for before, after in zip([True, *apart], [*apart, True], strict=True)]
     return replace(
         board,
-        rows=tuple(replace(row, ranks=r, tied=t) for row, r, t in zip(rows, ranks, tied, strict=True)),
+        rows=tuple(msgspec.structs.replace(row, ranks=r, tied=t) for row, r, t in zip(rows, ranks, tied, strict=True)),
     )
 
 

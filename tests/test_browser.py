@@ -67,7 +67,7 @@ def some_records() -> list[Record]:
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Opened]:
     path = tmp_path / "page.html"
-    path.write_text(to_html(*make_boards(some_records())))
+    path.write_bytes(to_html(*make_boards(some_records())))
     found = Opened(browser, path)
     yield found
     assert found.said == []
@@ -143,7 +143,7 @@ def test_light_and_dark(opened: Opened) -> None:
 
 def test_on_a_phone_nothing_overflows(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    path.write_text(to_html(*make_boards(some_records())))
+    path.write_bytes(to_html(*make_boards(some_records())))
     found = Opened(browser, path, viewport={"width": 360, "height": 700})
     assert found.page.evaluate("document.documentElement.scrollWidth") <= 360
     found.page.close()
@@ -153,7 +153,7 @@ def test_two_thousand_models_paint_within_a_second(browser: Any, tmp_path: Path)
     path = tmp_path / "page.html"
     records = [record for number in range(2000) for record in
                (accuracy(f"net_{number}", number / 20), cost(f"net_{number}", 1.0 + number))]  # fmt: skip
-    path.write_text(to_html(*make_boards(records)))
+    path.write_bytes(to_html(*make_boards(records)))
     found = Opened(browser, path)
     found.page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
     painted = found.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")

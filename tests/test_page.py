@@ -24,7 +24,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>\u2028"
 
 
 def page(records: list[Record]) -> str:
-    return to_html(*make_boards(records))
+    return to_html(*make_boards(records)).decode()
 
 
 def data_of(html: str) -> dict[str, object]:
