@@ -84,7 +84,9 @@ class Pyramid(nn.Module):
             parameter.requires_grad_(False)
         if any_size:
             with torch.no_grad():
-                self._tried(functional.pad(images[:1], (0, 0, 0, self.divisor)))
+                # The longer side grows: of a square the shape of a map may not tell where its channels are.
+                wide = images.shape[3] > images.shape[2]
+                self._tried(functional.pad(images[:1], (0, self.divisor * wide, 0, self.divisor * (not wide))))
         levels = [
             Level(self.taps.channels[source], strides[source], target, self.taps.bare and not native)
             for source, target in zip(self._sources, self.strides, strict=True)
