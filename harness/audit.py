@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from harness.api import EXECUTORS, run_jobs
 from harness.errors import RecordError
 from harness.gate import Finding, Policy, judge
 from harness.leaderboard import Board, LeftOut, make_boards
 from harness.page import to_html
-from harness.record import Preprocessing, Record, Setup, Weights, content_sha256
+from harness.record import Preprocessing, Record, Setup, Weights, content_sha256, from_json
 from harness.runner import Job
 from harness.statements import unsupported
 from harness.store import Store
@@ -46,12 +48,12 @@ def verify(store: Store) -> list[Doubt]:
     records: list[Record] = []
     for name in store.names():
         try:
-            record = store.read(name)
+            record = from_json(text := store.text(name), name)
         except RecordError as error:
             found.append(Doubt(name, str(error)))
             continue
         records.append(record)
-        found += _check_record(store, record, name)
+        found += _check_record(store, record, name, text)
     boards, left_out = make_boards(records)
     found += _check_csv(store, boards)
     for name, render in PAGES.items():
@@ -70,11 +72,11 @@ def _check_page(name: str, page: str, fresh: str) -> list[Doubt]:
     return found if more <= 0 else [*found[:MOST_DOUBTS], Doubt(name, f"{more:,} more are supported by no record.")]
 
 
-def _check_record(store: Store, record: Record, name: str) -> Iterator[Doubt]:
+def _check_record(store: Store, record: Record, name: str, text: bytes) -> Iterator[Doubt]:
     """Check a record's hash, its name, and the outcomes beside it."""
     if not record.content_sha256:
         yield Doubt(name, "has no content hash: written before there were any, or by hand. Run it again.")
-    elif record.content_sha256 != content_sha256(record):
+    elif record.content_sha256 != content_sha256(text):
         yield Doubt(name, "was edited after it was written. Restore it, or run it again with --rerun.")
     if name != f"{record.name}.json":
         yield Doubt(name, f"is the record of {record.name}. Give it that name.")
