@@ -59,7 +59,7 @@ def within(boards: Sequence[Board], limits: Sequence[Limit]) -> list[Board]:
     values: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for board in boards:
         for row in board.rows:
-            for name, value in row.values.items():
+            for name, value in row.every_value().items():
                 if value is not None:
                     values[identity(row.record)][name].append(value)
     known = sorted({name for found in values.values() for name in found})

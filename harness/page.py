@@ -127,7 +127,7 @@ class _Models:
 
 
 def _board(board: Board, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
-    shared, names = dict(board.conditions), [metric.name for metric in board.metrics]
+    shared = dict(board.conditions)
     return {
         "task": board.task,
         "title": board.title,
@@ -136,7 +136,7 @@ def _board(board: Board, numbers: Mapping[str, int], identities: dict[tuple[str,
         "conditions": [[label, value] for label, value in board.conditions if label != "data"],
         "metrics": [_metric(metric) for metric in board.metrics],
         "best": board.best,
-        "rows": [_packed(_row(row, names, numbers, identities)) for row in board.rows],
+        "rows": [_packed(_row(row, numbers, identities)) for row in board.rows],
     }
 
 
@@ -144,9 +144,7 @@ def _metric(metric: Metric) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better, "decimals": metric.decimals}
 
 
-def _row(
-    row: Row, names: Sequence[str], numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]
-) -> dict[str, Any]:
+def _row(row: Row, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
     record = row.record
     return {
         "rank": row.rank,
@@ -157,8 +155,8 @@ def _row(
         "family": family(record.model),
         "identity": identities.setdefault(identity(record), len(identities)),
         "note": row.note,
-        "values": list(map(row.values.get, names)),
-        "intervals": list(map(row.intervals.get, names)),
+        "values": row.values,
+        "intervals": row.intervals,
     }
 
 

@@ -20,7 +20,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Provenance = Literal["measured", "predictions", "published"]
 
 
-class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How an image file becomes a model's input.
 
     In a request None means: as the model declares; in a record all is set.
@@ -52,7 +52,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
 
 
-class Weights(msgspec.Struct, frozen=True, kw_only=True):
+class Weights(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Which weights ran.
 
     Args:
@@ -77,7 +77,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
 
 
-class Setup(msgspec.Struct, frozen=True, kw_only=True):
+class Setup(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Everything that a user chooses about a run, and what the choices came to.
 
     Args:
@@ -98,7 +98,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
 
 
-class DataStamp(msgspec.Struct, frozen=True, kw_only=True):
+class DataStamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Which data was evaluated; the fingerprint covers the names and sizes of all files."""
 
     name: str
@@ -115,7 +115,7 @@ class DataStamp(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, fingerprint=hashlib.sha256(joined.encode()).hexdigest()[:16])
 
 
-class Environment(msgspec.Struct, frozen=True, kw_only=True):
+class Environment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a record was made. Nothing here tells a path, a host or a user.
 
     Args:
@@ -138,7 +138,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     cpu_quota: float | None = None
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One task run on one model under one setup.
 
     Args:

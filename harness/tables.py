@@ -115,11 +115,11 @@ def _columns(boards: Sequence[Board]) -> dict[str, None]:
     for board in boards:
         found |= dict.fromkeys(("task", *(label for label, _ in board.conditions), *IDENTIFYING))
         for row in board.rows:
-            shape = (bool(row.note), *row.values)
+            filled = [value is None for value in row.values]
+            shape = (bool(row.note), *filled, *[one.metric.name for one in row.record.measurements])
             if shape not in known:
                 known.add(shape)
-                found |= dict.fromkeys(["note"] if row.note else [])
-                found |= dict.fromkeys((*(one.metric.name for one in row.record.measurements), *row.values))
+                found |= dict.fromkeys((*(["note"] if row.note else []), *row.every_value()))
     return found
 
 
@@ -135,7 +135,7 @@ def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
         cells[model], cells[weights], cells[image] = map(defuse, row.label)
         if row.note:
             cells[places["note"]] = defuse(row.note)
-        for name, value in row.values.items():
+        for name, value in row.every_value().items():
             cells[places[name]] = value
         yield cells
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_records import DATA, ENVIRONMENT, SETUP, TOP1, accuracy, cost
+from fake_records import DATA, ENVIRONMENT, PARAMETERS, SETUP, TOP1, accuracy, cost
 from msgspec.structs import replace
 
 from harness.audit import verify
@@ -153,7 +153,7 @@ def test_a_disturbed_record_does_not_rank_and_shows_what_was_measured() -> None:
 
 def test_parameters_of_a_disturbed_record_stand_beside_accuracy_all_the_same() -> None:
     boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0, details={"disturbed": ["latency: b1: heat"]})])
-    assert boards[0].rows[0].values["parameters"] == 5.0
+    assert boards[0].rows[0].value(PARAMETERS) == 5.0
 
 
 def test_an_uncounted_headline_does_not_rank() -> None:
@@ -170,14 +170,14 @@ def test_untrained_features_rank_only_with_their_like() -> None:
 def test_parameters_stand_beside_accuracy() -> None:
     boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0), accuracy("b", 60.0)])
     board = next(board for board in boards if board.task == "imagenet")
-    assert [row.values.get("parameters") for row in board.rows] == [5.0, None]
+    assert [row.value(PARAMETERS) for row in board.rows] == [5.0, None]
 
 
 def test_parameters_of_another_image_size_do_not() -> None:
     small = replace(SETUP, preprocessing=Preprocessing(image_size=(96, 96)))
     boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0, setup=small)])
     board = next(board for board in boards if board.task == "imagenet")
-    assert board.rows[0].values.get("parameters") is None
+    assert board.rows[0].value(PARAMETERS) is None
 
 
 def test_minor_metrics_are_in_the_csv_and_not_in_the_table() -> None:
