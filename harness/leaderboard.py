@@ -301,8 +301,8 @@ def _cells(
 
 
 def _sort_value(record: Record, headline: Metric) -> float:
-    """Smaller is better."""
-    value = record.values()[headline.name]
+    """Smaller is better; a record without a value comes last."""
+    value = next((one.value for one in record.measurements if one.metric.name == headline.name), None)
     if value is None:
         return float("inf")
     return -value if headline.higher_is_better else value
