@@ -247,4 +247,5 @@ LATEX = str.maketrans({
 @lru_cache(maxsize=2**16)
 def escape_latex(text: str) -> str:
     """Return text that LaTeX sets as it is."""
-    return "".join(letter for letter in text.translate(LATEX) if letter.isprintable())
+    text = text.translate(LATEX)
+    return text if text.isprintable() else "".join(filter(str.isprintable, text))
