@@ -12,12 +12,14 @@ from typing import Any
 
 import msgspec
 
+from harness.budget import ALSO
 from harness.leaderboard import Board, LeftOut, Row, identity
 from harness.metric import Measurement, Metric
-from harness.published import beside
+from harness.published import beside, shown
 from harness.record import Record
 
 TEMPLATE = Path(__file__).parent / "assets" / "page"
+FILES = ("page.html", "page.css", "plot.js", "page.js")
 
 
 def to_html(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> bytes:
@@ -26,7 +28,8 @@ def to_html(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> bytes:
     Whatever comes from a record is data in a JSON block, and the script shows it as text. The page's own policy lets no
     other script run and nothing be fetched.
     """
-    html, style, script = ((TEMPLATE / name).read_bytes() for name in ("page.html", "page.css", "page.js"))
+    html, style, *scripts = map(Path.read_bytes, (TEMPLATE / name for name in FILES))
+    script = b"\n".join(scripts)
     parts = {
         b"style": style,
         b"script": script,
@@ -55,26 +58,31 @@ def _packed(found: Any) -> msgspec.Raw:
 
 
 def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """Return what the script draws: boards, models with their records, what these share, and what was left out."""
+    """Return what the script draws: boards, models with their records and published values, and what these share."""
     models, published = _Models(), defaultdict(list)
     for board in boards:
         for row in board.rows:
             models.add(row.record, "")
-    for one in beside(boards, left_out):
-        published[one.record.model].append(one.cells)
-    left_out = [item for item in left_out if item.record.provenance != "published"]
+    ranked = len(models.numbers)
     for item in left_out:
-        models.add(item.record, item.reason)
+        if item.record.provenance != "published":
+            models.add(item.record, item.reason)
+    found = beside(boards, left_out)
+    for one in found:
+        published[one.record.model].append((one.kind, one.record.task, one.image, *one.cells))
+    for one in shown(found):
+        models.numbers.setdefault(one.record.model, len(models.numbers))
     count = sum(len(board.rows) for board in boards)
     identities: dict[tuple[str, ...], int] = {}
     return {
-        "summary": f"{count:,} ranked results of {len(models.found):,} models on {len(boards):,} boards",
+        "summary": f"{count:,} ranked results of {ranked:,} models on {len(boards):,} boards",
         "boards": [_board(board, models.numbers, identities) for board in boards],
         "models": [
-            {"name": name, "records": found, "published": published[name]} for name, found in models.found.items()
+            {"name": name, "records": models.found[name], "published": published[name]} for name in models.numbers
         ],
+        "elsewhere": sum(len(cells) for name, cells in published.items() if name not in models.numbers),
+        "also": ALSO,
         **{kind: shared.values() for kind, shared in models.shared.items()},
-        "leftOut": [[f"{one.record.model} on {one.record.task} ({one.record.key})", one.reason] for one in left_out],
     }
 
 
