@@ -46,10 +46,11 @@ def _board(store: Store, check: bool, budget: str | None, quiet: bool) -> None:
     from harness.budget import parse, within
     from harness.leaderboard import make_boards
     from harness.ranking import with_ranks
+    from harness.record import skim
     from harness.tables import to_markdown
 
     limits = None if budget is None else parse(budget)
-    boards, left_out = make_boards(store.load())
+    boards, left_out = make_boards(store.load(skim))
     boards = [with_ranks(found, store) for found in boards]
     if limits is not None:
         kept = within(boards, limits)

@@ -76,7 +76,7 @@ def within(boards: Sequence[Board], limits: Sequence[Limit]) -> list[Board]:
 def _fits(row: Row, elsewhere: Mapping[str, Sequence[float]], limits: Sequence[Limit]) -> bool:
     """Whether the row's value of each metric, or one measured elsewhere, is within its limit."""
     for limit in limits:
-        own = row.values.get(limit.metric)
+        own = row.every_value().get(limit.metric)
         values = elsewhere.get(limit.metric, ()) if own is None else (own,)
         if not any(SIGNS[limit.sign](value, limit.value) for value in values):
             return False

@@ -89,16 +89,17 @@ class Board:
         return f"{self.task} on {shared['data']}" if "data" in shared else self.task
 
     @cached_property
-    def shown(self) -> list[tuple[str, ...]]:
-        """The values of each row as tables print them, by the board's metrics."""
-        decimals = [metric.decimals for metric in self.metrics]
-        return [tuple(map(value_shown, row.values, row.intervals, decimals)) for row in self.rows]
+    def shown(self) -> list[list[str]]:
+        """The values of each metric as tables print them, by the board's rows."""
+        return [
+            [value_shown(row.values[place], row.intervals[place], metric.decimals) for row in self.rows]
+            for place, metric in enumerate(self.metrics)
+        ]
 
     @cached_property
     def best(self) -> list[str]:
         """The best value of each metric as it is printed; empty where there is none."""
-        columns = zip(*(row.values for row in self.rows), strict=True)
-        return [_best_shown(metric, values) for metric, values in zip(self.metrics, columns, strict=True)]
+        return [_best_shown(metric, (row.values[n] for row in self.rows)) for n, metric in enumerate(self.metrics)]
 
 
 def _best_shown(metric: Metric, values: Iterable[float | None]) -> str:

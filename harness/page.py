@@ -109,7 +109,7 @@ class _Models:
         self.found: dict[str, list[msgspec.Raw]] = defaultdict(list)
         self.numbers: dict[str, int] = {}
         self.shared = {kind: _Shared() for kind in ("environments", "setups", "data", "quantities")}
-        self._quantities: dict[tuple[str, str], int] = {}
+        self._quantities: dict[tuple[str, ...], int] = {}
 
     def add(self, record: Record, refused: str) -> None:
         """Take in a record, with the reason for which it does not rank."""
@@ -119,19 +119,21 @@ class _Models:
             "task": record.task, "key": record.key, "provenance": record.provenance, "command": record.command,
             "refused": refused, "environment": shared["environments"].number(record.environment),
             "setup": shared["setups"].number(record.setup), "data": shared["data"].number(record.data),
-            "measurements": [self._measurement(one) for one in record.measurements],
+            "quantities": self._number(record.measurements), "values": [one.value for one in record.measurements],
+            "reasons": [one.reason for one in record.measurements if one.value is None],
             "about": {
                 "started_at": record.started_at, "seconds": record.seconds, "source_sha256": record.source_sha256,
             },
         }))  # fmt: skip
 
-    def _measurement(self, one: Measurement) -> list[Any]:
-        """The number of its quantity, the value, and where there is none the reason."""
-        quantity = one.metric.name, one.metric.unit
-        number = self._quantities.get(quantity)
+    def _number(self, measurements: Sequence[Measurement]) -> int:
+        """The number of the names and units of measurements, which most records of a task have alike."""
+        names = (*[one.metric.name for one in measurements], *[one.metric.unit for one in measurements])
+        number = self._quantities.get(names)
         if number is None:
-            number = self._quantities[quantity] = self.shared["quantities"].number(quantity)
-        return [number, one.value] if one.value is not None else [number, None, one.reason]
+            pairs = [(one.metric.name, one.metric.unit) for one in measurements]
+            number = self._quantities[names] = self.shared["quantities"].number(pairs)
+        return number
 
 
 def _board(board: Board, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:

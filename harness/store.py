@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,8 +74,11 @@ class Store:
         (content,) = self.location.read_all([f"records/{name}"])
         return content
 
-    def load(self) -> list[Record]:
+    def load(self, read: Callable[[bytes, str], Record] = from_json) -> list[Record]:
         """Read all records, by name.
+
+        Args:
+            read: makes a record of the text of a file and the file's name.
 
         Raises:
             RecordError: a file is not a record, or is one that another file is too; it is named.
@@ -87,7 +90,7 @@ class Store:
         records = []
         with uncollected():
             for name, content in zip(names, track(contents, "read records"), strict=True):
-                record = _sharing(from_json(content, name), shared)
+                record = _sharing(read(content, name), shared)
                 if (other := files.setdefault(record.name, name)) != name:
                     raise RecordError(f"{other} and {name} are both the record {record.name}. Remove one of them.")
                 records.append(record)

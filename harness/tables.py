@@ -6,11 +6,11 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 
-from harness.leaderboard import Board, LeftOut, Row, differences
+from harness.leaderboard import JOINED, Board, LeftOut, Row, differences
 from harness.metric import Metric
 from harness.published import beside, shown
 from harness.race import Race, Standing
@@ -53,11 +53,8 @@ def published_to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) 
 def board_to_markdown(board: Board) -> str:
     """Return one board: what its rows share, and the table, the best value of each metric in bold."""
     head = ["#", "model", "weights", "image", *(escape(_head(metric)) for metric in board.metrics)]
-    body = [
-        [rank_shown(row), escape(row.label[0]) + (" †" if row.note else ""), *map(escape, row.label[1:]),
-         *(f"**{text}**" if _is_best(text, best) else text for text, best in zip(texts, board.best, strict=True))]
-        for row, texts in zip(board.rows, board.shown, strict=True)
-    ]  # fmt: skip
+    names = _names(board, escape, " †")
+    body = [(*name, *texts) for name, *texts in zip(names, *_marked(board, "**{}**"), strict=True)]
     table = pipe_table(head, body, "rllr" + "r" * len(board.metrics))
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
     notes = "\n".join(f"- † {escape(row.label[0])}: {escape(row.note)}" for row in board.rows if row.note)
@@ -116,13 +113,19 @@ def _columns(boards: Sequence[Board]) -> dict[str, None]:
     known = set()
     for board in boards:
         found |= dict.fromkeys(("task", *(label for label, _ in board.conditions), *IDENTIFYING))
+        beside = _beside(board)
         for row in board.rows:
-            filled = [value is None for value in row.values]
-            shape = (bool(row.note), *filled, *[one.metric.name for one in row.record.measurements])
+            there = [row.values[place] is None for place in beside]
+            shape = (bool(row.note), *there, *[one.metric.name for one in row.record.measurements])
             if shape not in known:
                 known.add(shape)
                 found |= dict.fromkeys((*(["note"] if row.note else []), *row.every_value()))
     return found
+
+
+def _beside(board: Board) -> list[int]:
+    """The places of the metrics that may come from another record."""
+    return [place for place, metric in enumerate(board.metrics) if metric in JOINED]
 
 
 def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
@@ -131,14 +134,17 @@ def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
     for label, text in (("task", board.task), *board.conditions):
         shared[places[label]] = defuse(text)
     rank, model, weights, image, record = (places[name] for name in IDENTIFYING)
+    beside = [(place, places[name]) for place in _beside(board) if (name := board.metrics[place].name) in places]
     for row in board.rows:
         cells = shared.copy()
         cells[rank], cells[record] = row.rank, defuse(row.record.name)
         cells[model], cells[weights], cells[image] = map(defuse, row.label)
         if row.note:
             cells[places["note"]] = defuse(row.note)
-        for name, value in row.every_value().items():
-            cells[places[name]] = value
+        for place, column in beside:
+            cells[column] = row.values[place]
+        for one in row.record.measurements:
+            cells[places[one.metric.name]] = one.value
         yield cells
 
 
@@ -191,9 +197,20 @@ def rank_shown(row: Row) -> str:
     return f"{row.rank}{'=' if row.tied else ''}" + (f" ({low}–{high})" if low < high else "")
 
 
-def _is_best(text: str, best: str) -> bool:
-    """Whether a value is the best of its column, as both are printed."""
-    return bool(best) and text.partition(" ")[0] == best
+def _names(board: Board, safe: Callable[[str], str], dagger: str) -> list[tuple[str, ...]]:
+    """What names each row: rank, model with a dagger where it has a note, weights and image."""
+    return [
+        (rank_shown(row), safe(row.label[0]) + (dagger if row.note else ""), *map(safe, row.label[1:]))
+        for row in board.rows
+    ]
+
+
+def _marked(board: Board, mark: str) -> list[list[str]]:
+    """The columns of values, with those marked that are the best of theirs as they are printed."""
+    return [
+        [mark.format(text) if text.partition(" ")[0] == best else text for text in texts] if best else texts
+        for texts, best in zip(board.shown, board.best, strict=True)
+    ]
 
 
 # LaTeX
@@ -211,30 +228,19 @@ SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 def board_to_latex(board: Board) -> str:
     """Return one board as a table environment."""
     head = ["\\#", "model", "weights", "image", *(escape_latex(f"{_head(metric)}") for metric in board.metrics)]
-    rows = [
-        [
-            escape_latex(rank_shown(row)),
-            escape_latex(row.label[0]) + (" \\dag" if row.note else ""),
-            *map(escape_latex, row.label[1:]),
-            *(_latex(text, best) for text, best in zip(texts, board.best, strict=True)),
-        ]
-        for row, texts in zip(board.rows, board.shown, strict=True)
-    ]
+    names, columns = _names(board, escape_latex, " \\dag"), _marked(board, "\\textbf{{{}}}")
+    body = "\n".join(" & ".join((*name, *texts)) + " \\\\" for name, *texts in zip(names, *columns, strict=True))
+    # Of ranks and values nothing else needs an escape, and a board has very many.
+    body = body.replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")])
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
     notes = [f"\n\\dag{{}} {escape_latex(f'{row.label[0]}: {row.note}')}" for row in board.rows if row.note]
     lines = [
         "\\begin{table}[htbp]", f"\\caption{{{escape_latex(board.title)} ({escape_latex(shared)})}}", "\\centering",
         SHRUNK, f"\\begin{{tabular}}{{rll{'r' * (1 + len(board.metrics))}}}",
         "\\toprule", " & ".join(head) + " \\\\", "\\midrule",
-        *(" & ".join(row) + " \\\\" for row in rows), "\\bottomrule", "\\end{tabular}}", *notes, "\\end{table}",
+        body, "\\bottomrule", "\\end{tabular}}", *notes, "\\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _latex(text: str, best: str) -> str:
-    # Of a number nothing else needs an escape, and a board has very many.
-    shown = text.replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")])
-    return f"\\textbf{{{shown}}}" if _is_best(text, best) else shown
 
 
 LATEX = str.maketrans({

@@ -268,9 +268,10 @@ function table(headings, rows) {
 const PUBLISHED = ["kind", "task", "image", "metric", "value", "measured", "difference", "source"];
 
 function drawRecord(record, open) {
-  const rows = record.measurements.map(([number, value, reason]) => {
-    const [name, unit] = data.quantities[number];
-    return [name, value === null ? `– ${reason}` : `${+value.toPrecision(6)} ${unit}`];
+  const quantities = data.quantities[record.quantities], reasons = [...record.reasons];
+  const rows = record.values.map((value, index) => {
+    const [name, unit] = quantities[index];
+    return [name, value === null ? `– ${reasons.shift()}` : `${+value.toPrecision(6)} ${unit}`];
   });
   const about = { ...record.about, data: data.data[record.data], setup: data.setups[record.setup], environment: data.environments[record.environment] };
   return make("details", { open }, make("summary", {}, `${record.task} · ${record.provenance} · ${record.key}${record.refused ? ` · not ranked: ${record.refused}` : ""}`),
