@@ -16,7 +16,7 @@ from harness.progress import track
 from harness.record import Record
 from harness.resampling import AT_ONCE, Statistic, statistic_of
 from harness.significance import check_same_items, disagreements, hits, holm
-from harness.statistics import ratio_of_series
+from harness.statistics import p_shown, ratio_of_series
 from harness.store import Store
 
 
@@ -201,10 +201,11 @@ def _numbers(one: Comparison) -> list[str]:
     decimals = one.metric.decimals
     values = [f"{value:.{decimals}f}" for value in (one.first, one.second)]
     if one.ratio:
-        change, ends = f"x {one.change:.3f}", [f"{end:.3f}" for end in one.interval or ()]
+        change = f"x {one.change:.3f}" if one.first else "–"
+        ends = [f"{end:.3f}" for end in one.interval or ()]
     else:
         change, ends = f"{one.change:+.{decimals}f}", [f"{end:+.{decimals}f}" for end in one.interval or ()]
-    return [*values, change, " to ".join(ends) or "–", "–" if one.p is None else f"{one.p:.2g}"]
+    return [*values, change, " to ".join(ends) or "–", "–" if one.p is None else p_shown(one.p)]
 
 
 def _place(place: int) -> str:
