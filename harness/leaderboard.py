@@ -54,18 +54,26 @@ class Board:
 
     Args:
         conditions: what all rows share, as label and value; boards of one task differ in at least one of them.
+        untested: why nobody knows which of the ranks are chance; empty where they are tested.
     """
 
     task: str
     conditions: tuple[tuple[str, str], ...]
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
+    untested: str = ""
 
     @property
     def title(self) -> str:
         """The task and the data."""
         shared = dict(self.conditions)
         return f"{self.task} on {shared['data']}" if "data" in shared else self.task
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What the head of a board says beside its title, as label and value."""
+        untested = [("ranks", f"not tested: {self.untested}")] if self.untested else []
+        return [(label, value) for label, value in self.conditions if label != "data"] + untested
 
     @cached_property
     def shown(self) -> list[list[str]]:

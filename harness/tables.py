@@ -57,7 +57,7 @@ def board_to_markdown(board: Board) -> str:
         for row, texts in zip(board.rows, board.shown, strict=True)
     ]  # fmt: skip
     table = pipe_table(head, body, "rllr" + "r" * len(board.metrics))
-    shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
+    shared = ", ".join(f"{label} {value}" for label, value in board.facts)
     notes = "\n".join(f"- † {escape(row.label[0])}: {escape(row.note)}" for row in board.rows if row.note)
     return "\n\n".join(filter(None, (escape(shared), table, notes)))
 
@@ -204,7 +204,7 @@ def board_to_latex(board: Board) -> str:
         ]
         for row, texts in zip(board.rows, board.shown, strict=True)
     ]
-    shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
+    shared = ", ".join(f"{label} {value}" for label, value in board.facts)
     lines = [
         "\\begin{table}", f"\\caption{{{escape_latex(board.title)} ({escape_latex(shared)})}}", "\\centering",
         f"\\begin{{tabular}}{{rll{'r' * (1 + len(board.metrics))}}}",
