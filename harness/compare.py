@@ -155,7 +155,10 @@ def _by_item(statistic: Statistic, metric: str) -> dict[str, float]:
 
 
 def _unpaired(one: Record, other: Record, first: Measurement, second: Measurement) -> Comparison:
-    """Compare two values that no items pair: a cost by its samples, anything else without a test."""
+    """Compare two values that no items pair: a cost by its samples, anything else without a test.
+
+    Passes of one process agree on its resident set, and processes of one model differ by more: that is not tested.
+    """
     assert first.value is not None
     assert second.value is not None
     cost = one.machine_bound
@@ -168,6 +171,8 @@ def _unpaired(one: Record, other: Record, first: Measurement, second: Measuremen
         return plain
     if why := why_unranked(one) or why_unranked(other):
         return replace(plain, test=why)
+    if first.metric.unit == "MiB":
+        return replace(plain, test="one process each")
     found = ratio_of_series(first.samples, second.samples)
     return replace(plain, interval=(found.low, found.high), p=found.p, test="Welch's t of medians, autocorrelated")
 

@@ -77,6 +77,15 @@ def test_nothing_is_divided_by_nought_and_no_chance_is_nought(store: Store) -> N
     assert "<1e-99 | exact McNemar" in page
 
 
+def test_resident_sets_of_one_process_each_are_not_tested(store: Store) -> None:
+    """Those of two runs of one ResNet-18: alike within a process, and apart between the two."""
+    resident = Metric("resident_b1", "MiB", higher_is_better=False)
+    for name, taken in (("one", (2.04, 1.96, 1.97)), ("two", (1.44, 1.39, 1.40))):
+        store.save(cost(name, 1.0, measurements=(Measurement(resident, taken[2], taken),)))
+    ((found,), _) = compare(store, "one", "two")
+    assert (found.p, found.interval, found.test) == (None, None, "one process each")
+
+
 def test_disturbed_timings_are_not_tested(store: Store) -> None:
     store.save(cost("one", 10.0, samples(10, 1)))
     store.save(cost("two", 12.0, samples(12, 2), details={"disturbed": ["company"]}))
