@@ -16,7 +16,7 @@ from harness.progress import track
 from harness.record import Record
 from harness.resampling import AT_ONCE, Statistic, statistic_of
 from harness.significance import check_same_items, disagreements, hits, holm
-from harness.statistics import ratio_of_series
+from harness.statistics import p_shown, ratio_of_series
 from harness.store import Store
 
 
@@ -155,7 +155,10 @@ def _by_item(statistic: Statistic, metric: str) -> dict[str, float]:
 
 
 def _unpaired(one: Record, other: Record, first: Measurement, second: Measurement) -> Comparison:
-    """Compare two values that no items pair: a cost by its samples, anything else without a test."""
+    """Compare two values that no items pair: a cost by its samples, anything else without a test.
+
+    Passes of one process agree on its resident set, and processes of one model differ by more: that is not tested.
+    """
     assert first.value is not None
     assert second.value is not None
     cost = one.machine_bound
@@ -168,6 +171,8 @@ def _unpaired(one: Record, other: Record, first: Measurement, second: Measuremen
         return plain
     if why := why_unranked(one) or why_unranked(other):
         return replace(plain, test=why)
+    if first.metric.unit == "MiB":
+        return replace(plain, test="one process each")
     found = ratio_of_series(first.samples, second.samples)
     return replace(plain, interval=(found.low, found.high), p=found.p, test="Welch's t of medians, autocorrelated")
 
@@ -201,10 +206,11 @@ def _numbers(one: Comparison) -> list[str]:
     decimals = one.metric.decimals
     values = [f"{value:.{decimals}f}" for value in (one.first, one.second)]
     if one.ratio:
-        change, ends = f"x {one.change:.3f}", [f"{end:.3f}" for end in one.interval or ()]
+        change = f"x {one.change:.3f}" if one.first else "–"
+        ends = [f"{end:.3f}" for end in one.interval or ()]
     else:
         change, ends = f"{one.change:+.{decimals}f}", [f"{end:+.{decimals}f}" for end in one.interval or ()]
-    return [*values, change, " to ".join(ends) or "–", "–" if one.p is None else f"{one.p:.2g}"]
+    return [*values, change, " to ".join(ends) or "–", "–" if one.p is None else p_shown(one.p)]
 
 
 def _place(place: int) -> str:

@@ -22,7 +22,7 @@ from harness.leaderboard import conditions
 from harness.metric import Measurement, Metric
 from harness.pairing import Source, difference_of
 from harness.record import Record
-from harness.statistics import Difference, ratio_of_intervals, ratio_of_series
+from harness.statistics import Difference, p_shown, ratio_of_intervals, ratio_of_series
 
 Pair = tuple[str, str, str]  # model, task, setup
 Cell = tuple[str, str, str, str]  # model, task, setup, metric
@@ -295,7 +295,7 @@ def _accuracy(
         reason = f"{points:+.2f} points; no outcomes to pair, so that chance is not known"
         return (Verdict.SAME if not points else Verdict.INCONCLUSIVE if within or points > 0 else Verdict.WORSE), reason
     points, low, high = (scale * value for value in (paired.change, paired.low, paired.high))
-    reason = f"{points:+.2f} points ({low:+.2f} to {high:+.2f}), {paired.counts}, p = {paired.p:.2g}"
+    reason = f"{points:+.2f} points ({low:+.2f} to {high:+.2f}), {paired.counts}, p = {p_shown(paired.p)}"
     if paired.p < policy.accuracy_level:
         return (Verdict.BETTER if points > 0 else Verdict.WORSE), reason
     within = -policy.accuracy_margin <= low <= high <= policy.accuracy_margin
@@ -313,9 +313,9 @@ def _cost(records: tuple[Record, Record], pair: tuple[Measurement, Measurement],
     least = policy.cost_least_effect
     found = _difference(before, after, policy)
     if found is None:
-        return _without_chance(before.value, after.value, before.metric.higher_is_better, least)
+        return _without_chance(before.value, after.value, before.metric, least)
     by, low, high = (100 * (ratio - 1) for ratio in (found.ratio, found.low, found.high))
-    reason = f"{by:+.1f} % ({low:+.1f} to {high:+.1f}), p = {found.p:.2g}"
+    reason = f"{by:+.1f} % ({low:+.1f} to {high:+.1f}), p = {p_shown(found.p)}"
     if disturbed:
         return Verdict.INCONCLUSIVE, f"{reason}; disturbed: {disturbed[0]}"
     if found.differs:
@@ -337,11 +337,14 @@ def _difference(before: Measurement, after: Measurement, policy: Policy) -> Diff
     return ratio_of_intervals(*sides, policy.cost_level, policy.cost_least_effect)
 
 
-def _without_chance(before: float, after: float, higher_is_better: bool, least: float) -> tuple[Verdict, str]:
+def _without_chance(before: float, after: float, metric: Metric, least: float) -> tuple[Verdict, str]:
+    """Judge two values by the least effect; of times, which chance changes by more, it proves nothing."""
     if before == 0 or abs(after / before - 1) <= least:
         return Verdict.SAME if before or not after else Verdict.INCONCLUSIVE, f"{before:.4g} became {after:.4g}"
-    better = (after > before) == higher_is_better
     reason = f"{100 * (after / before - 1):+.1f} %, from one value each"
+    if metric.unit == "ms":
+        return Verdict.INCONCLUSIVE, f"{reason}; too few samples to know chance"
+    better = (after > before) == metric.higher_is_better
     return Verdict.BETTER if better else Verdict.WORSE, reason
 
 

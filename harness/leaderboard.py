@@ -73,6 +73,7 @@ class Board:
         conditions: what all rows share, as label and value; boards of one task differ in at least one of them.
         metrics: the columns of its table.
         minor: further metrics, which records keep and tables leave out.
+        untested: why nobody knows which of the ranks are chance; empty where they are tested.
     """
 
     task: str
@@ -80,12 +81,19 @@ class Board:
     metrics: tuple[Metric, ...]
     minor: tuple[Metric, ...]
     rows: tuple[Row, ...]
+    untested: str = ""
 
     @property
     def title(self) -> str:
         """The task and the data."""
         shared = dict(self.conditions)
         return f"{self.task} on {shared['data']}" if "data" in shared else self.task
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What the head of a board says beside its title, as label and value."""
+        untested = [("ranks", f"not tested: {self.untested}")] if self.untested else []
+        return [(label, value) for label, value in self.conditions if label != "data"] + untested
 
     @cached_property
     def shown(self) -> list[list[str]]:

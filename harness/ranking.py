@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import msgspec
 import numpy
@@ -38,11 +37,14 @@ def with_ranks(board: Board, store: Store) -> Board:
     values with intervals by a normal test. All pairs are corrected together (Holm), at a joint level of 95 %.
     """
     metric, rows = board.metrics[0], board.rows
-    if not 1 < len(rows) <= MOST_ROWS or any(row.value(metric) is None for row in rows):
+    if len(rows) < 2 or any(row.value(metric) is None for row in rows):
         return board
+    if len(rows) > MOST_ROWS:
+        return replace(board, untested=f"more than {MOST_ROWS:,} rows")
     p = _p_values(rows, metric, store)
     if p is None:
-        return board
+        # A cost without an interval is a count, and its ranks are certain.
+        return board if rows[0].record.machine_bound else replace(board, untested="no intervals and no outcomes")
     scores = [(1 if metric.higher_is_better else -1) * float(row.value(metric) or 0) for row in rows]
     ranks = rank_intervals(scores, p, LEVEL)
     apart = [_apart(first, second) for first, second in pairwise(ranks)]
@@ -106,17 +108,18 @@ def _by_intervals(rows: Sequence[Row], metric: Metric) -> NDArray[numpy.float64]
     if not any(intervals):
         return None
     cost = rows[0].record.machine_bound
-    place: Any = numpy.log if cost else numpy.asarray
-    ends = [interval or (numpy.nan, numpy.nan) for interval in intervals]
-    if cost and any(low <= 0 for low, _ in ends):
-        return None
-    values = place(numpy.array([row.value(metric) for row in rows], dtype=float))
-    spread = numpy.array([float(place(high)) - float(place(low)) for low, high in ends]) / (2 * 1.959964)
+    values = numpy.array([row.value(metric) for row in rows], dtype=float)
+    ends = numpy.array([interval or (numpy.nan, numpy.nan) for interval in intervals])
+    if cost:
+        with numpy.errstate(divide="ignore", invalid="ignore"):
+            values, ends = numpy.log(values), numpy.log(numpy.maximum(ends, 0.0))
+    # What may be nought differs from nothing by any factor that one could name.
+    spread = (ends[:, 1] - ends[:, 0]) / (2 * 1.959964)
     p = numpy.ones((len(rows), len(rows)))
     for start in range(0, len(rows), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        distance = numpy.abs(values[part, None] - values)
         with numpy.errstate(divide="ignore", invalid="ignore"):
+            distance = numpy.abs(values[part, None] - values)
             z = distance / numpy.sqrt(spread[part, None] ** 2 + spread**2)
         if cost:
             z[distance < numpy.log1p(LEAST_EFFECT)] = 0.0

@@ -170,6 +170,11 @@ def t_quantile(level: float, degrees: float) -> float:
     return float(stdtrit(degrees, (1 + level) / 2))
 
 
+def p_shown(p: float) -> str:
+    """Return a p as it is printed: one that is too small for floating point is not nought."""
+    return f"{p:.2g}" if p >= 1e-99 else "<1e-99"
+
+
 def rank_test(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p of the Mann-Whitney U test: normal approximation, corrected for ties and continuity."""
     m, n = len(first), len(second)

@@ -56,7 +56,7 @@ def board_to_markdown(board: Board) -> str:
     names = _names(board, escape, " †")
     body = [(*name, *texts) for name, *texts in zip(names, *_marked(board, "**{}**"), strict=True)]
     table = pipe_table(head, body, "rllr" + "r" * len(board.metrics))
-    shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
+    shared = ", ".join(f"{label} {value}" for label, value in board.facts)
     notes = "\n".join(f"- † {escape(row.label[0])}: {escape(row.note)}" for row in board.rows if row.note)
     return "\n\n".join(filter(None, (escape(shared), table, notes)))
 
@@ -224,7 +224,7 @@ def board_to_latex(board: Board) -> str:
     body = "\n".join(" & ".join((*name, *texts)) + " \\\\" for name, *texts in zip(names, *columns, strict=True))
     # Of ranks and values nothing else needs an escape, and a board has very many.
     body = body.replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")])
-    shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
+    shared = ", ".join(f"{label} {value}" for label, value in board.facts)
     notes = [f"\n\\dag{{}} {escape_latex(f'{row.label[0]}: {row.note}')}" for row in board.rows if row.note]
     lines = [
         "\\begin{table}[htbp]", f"\\caption{{{escape_latex(board.title)} ({escape_latex(shared)})}}", "\\centering",

@@ -30,6 +30,9 @@ REPEATABLE_SECONDS = 3.0
 # would not fit into the queue.
 QUEUED_PASSES = 5
 QUEUE_MILLISECONDS = 50
+# Whether samples are enough is asked of the first third of them, at counts that grow by half.
+PARTS = 3
+NEXT_LOOK = 1.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Rule:
     Args:
         least: samples to take whatever they cost.
         seconds: to sample for at least.
-        error: then stop once the 95 % interval of the median reaches no further than this share of it to either side.
+        error: then stop with so many that the 95 % interval of the median reaches no further than this share of it to
+            either side, by what the first third of them tells.
         cap_seconds: or after so long.
         cap: or with so many samples.
     """
@@ -60,7 +64,8 @@ class Series:
         device: ms that the GPU needed for passes that were queued ahead, by CUDA events; empty on the CPU.
         warm_up: passes before the first sample.
         stable: whether the warm-up ended because times had settled, not because it had to end.
-        stopped: `error` where the median's relative error fell below the rule's, `cap` where time or samples ran out.
+        stopped: `error` where there are samples enough for the rule's error of the median, `cap` where time or their
+            number ran out before.
         observation: what went on around them.
         attempts: how often they were taken; only the last ones are kept.
     """
@@ -125,25 +130,28 @@ def warm(call: Call, device: str) -> tuple[int, bool]:
 def sample(call: Call, device: str, rule: Rule, look: Call) -> tuple[list[float], str]:
     """Return the ms of single passes, and which part of the rule ended them.
 
+    To stop where samples happen to agree would leave intervals that cover too little. So a third of them decides how
+    many there will be, and the others come whatever they are.
+
     Args:
         look: called between passes.
     """
     samples: list[float] = []
-    begin, check = time.perf_counter(), rule.least
+    begin, check, enough = time.perf_counter(), rule.least / PARTS, math.inf
     while True:
         samples.append(time_pass(call, device))
         look()
-        elapsed = time.perf_counter() - begin
-        if len(samples) < rule.least:
+        count, elapsed = len(samples), time.perf_counter() - begin
+        if math.isinf(enough) and count >= check and elapsed >= rule.seconds / PARTS:
+            check = NEXT_LOOK * count
+            if median_error(samples) <= rule.error * math.sqrt(PARTS):
+                enough = PARTS * count
+        if count < rule.least:
             continue
-        if elapsed >= rule.cap_seconds or len(samples) >= rule.cap:
+        if elapsed >= rule.cap_seconds or count >= rule.cap:
             return samples, "cap"
-        if len(samples) >= check and elapsed >= rule.seconds:
-            error = median_error(samples)
-            if error <= rule.error:
-                return samples, "error"
-            # When it may have fallen so far: the oftener one looks, the oftener it is small by chance.
-            check = int(len(samples) * min(3.0, max(1.2, (error / rule.error) ** 2)))
+        if count >= enough and elapsed >= rule.seconds:
+            return samples, "error"
 
 
 def queued_passes(call: Call, device: str, milliseconds: float) -> list[float]:

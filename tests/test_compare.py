@@ -12,7 +12,7 @@ from test_gate import outcomes, samples
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.compare import compare
+from harness.compare import compare, to_markdown
 from harness.errors import RecordError, SetupError, UnknownName
 from harness.metric import Measurement, Metric, Outcomes
 from harness.store import Store
@@ -66,6 +66,25 @@ def test_p_is_corrected_for_the_number_of_tests(store: Store) -> None:
     found, _ = compare(store, "one", "two")
     alone = 2 * 0.5**7
     assert [one.p for one in found] == pytest.approx([2 * alone, 2 * alone])
+
+
+def test_nothing_is_divided_by_nought_and_no_chance_is_nought(store: Store) -> None:
+    for name, right in (("one", 20_000), ("two", 10_000)):
+        store.save(accuracy(name, right / 200), outcomes(right, 20_000))
+        behind = Measurement(Metric("race_behind_b1", "%", False), 0.0)
+        store.save(cost(name, 1.0, task="race", measurements=(behind,)))
+    page = to_markdown("one", "two", *compare(store, "one", "two"))
+    assert "nan" not in page
+    assert "<1e-99 | exact McNemar" in page
+
+
+def test_resident_sets_of_one_process_each_are_not_tested(store: Store) -> None:
+    """Those of two runs of one ResNet-18: alike within a process, and apart between the two."""
+    resident = Metric("resident_b1", "MiB", higher_is_better=False)
+    for name, taken in (("one", (2.04, 1.96, 1.97)), ("two", (1.44, 1.39, 1.40))):
+        store.save(cost(name, 1.0, measurements=(Measurement(resident, taken[2], taken),)))
+    ((found,), _) = compare(store, "one", "two")
+    assert (found.p, found.interval, found.test) == (None, None, "one process each")
 
 
 def test_disturbed_timings_are_not_tested(store: Store) -> None:

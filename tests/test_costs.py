@@ -70,6 +70,14 @@ def test_a_quantile_that_no_sample_lies_beyond_is_an_empty_cell() -> None:
     assert evaluation("latency", {1: series([10.0] * 100)}, SETUP).measurements[-1].value == 10
 
 
+@pytest.mark.parametrize("count", [119, 120])
+def test_a_tail_of_few_samples_has_no_interval(count: int) -> None:
+    found = evaluation("latency", {1: series([10.0 + n % 7 for n in range(count)])}, SETUP).measurements
+    given = {one.metric.name: one.interval is not None for one in found}
+    tail = count == 120
+    assert given == {"latency_b1": True, "latency_p90_b1": True, "latency_p95_b1": tail, "latency_p99_b1": False}
+
+
 def series(wall: list[float], device: tuple[float, ...] = (), disturbed: tuple[str, ...] = ()) -> Series:
     return Series(tuple(wall), device, 3, True, "cap", Observation({"threads": 1}, disturbed), 1)
 

@@ -158,11 +158,14 @@ def test_a_tail_is_judged_by_its_interval(sides: Sides, after: float, reach: flo
     assert sides.judge()["latency_p95_b1"].verdict is verdict
 
 
-def test_one_value_each_is_judged_by_the_least_effect(sides: Sides) -> None:
-    sides.before.save(cost("net", 10.0))
-    sides.after.save(cost("net", 10.6))
-    finding = sides.judge()["latency_b1"]
-    assert (finding.verdict, finding.reason) == (Verdict.WORSE, "+6.0 %, from one value each")
+def test_one_value_each_is_judged_by_the_least_effect_unless_it_is_a_time(sides: Sides) -> None:
+    memory = Metric("memory_b1", "MiB", higher_is_better=False)
+    for store, value in ((sides.before, 100.0), (sides.after, 106.0)):
+        store.save(cost("net", 10.0, measurements=(Measurement(memory, value), Measurement(P95, value))))
+    found = sides.judge()
+    memory_found, tail = found["memory_b1"], found["latency_p95_b1"]
+    assert (memory_found.verdict, memory_found.reason) == (Verdict.WORSE, "+6.0 %, from one value each")
+    assert (tail.verdict, tail.reason[:28]) == (Verdict.INCONCLUSIVE, "+6.0 %, from one value each;")
 
 
 def test_what_is_counted_must_be_equal(sides: Sides) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_records import ENVIRONMENT, accuracy, cost
 from msgspec.structs import replace
-from test_gate import POLICY, Sides, outcomes
+from test_gate import POLICY, Sides, outcomes, samples
 
 from harness.errors import RecordError
 from harness.gate import Policy, Verdict, exit_code, judge
@@ -21,7 +21,8 @@ def sides(tmp_path: Path) -> Sides:
 
 def on(device: str, milliseconds: float, seconds: float = 1.0) -> Record:
     """A cost that was measured on a machine of that name."""
-    return cost("net", milliseconds, environment=replace(ENVIRONMENT, device=device), seconds=seconds)
+    taken = samples(milliseconds, 1)
+    return cost("net", milliseconds, taken, environment=replace(ENVIRONMENT, device=device), seconds=seconds)
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,31 @@ def test_without_outcomes_and_intervals_ranks_are_plain(store: Store) -> None:
     store.save(accuracy("a", 70.0))
     store.save(accuracy("b", 60.0))
     assert [row.ranks for row in ranked(store).rows] == [None, None]
+    assert "ranks not tested: no intervals and no outcomes" in to_markdown([ranked(store)], [])
     store.save(accuracy("c", 65.0), outcomes(650))
     assert [row.ranks for row in ranked(store).rows] == [None, None, None]
+
+
+def test_the_page_says_where_ranks_are_not_tested(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for model, value in (("a", 10.0), ("b", 12.0), ("c", 14.0)):
+        store.save(timed(model, value, 0.02))
+    assert "not tested" not in to_markdown([ranked(store)], [])
+    monkeypatch.setattr("harness.ranking.MOST_ROWS", 2)
+    for text in (to_markdown([ranked(store)], []), to_latex([ranked(store)])):
+        assert "ranks not tested: more than 2 rows" in text
+
+
+def test_a_cost_that_may_be_nought_takes_no_ranks_from_others(store: Store) -> None:
+    for model, value, reach in (("a", 10.0, 0.02), ("b", 12.0, 30.0), ("c", 14.0, 0.02), ("d", 16.0, 0.02)):
+        store.save(timed(model, value, reach))
+    assert shown(ranked(store)) == {"a": "1= (1–2)", "b": "2= (1–4)", "c": "3= (2–3)", "d": "4= (3–4)"}
+
+
+def test_rows_without_an_interval_differ_from_none(store: Store) -> None:
+    for model, value in (("a", 10.0), ("c", 14.0)):
+        store.save(timed(model, value, 0.02))
+    store.save(cost("b", 12.0))
+    assert shown(ranked(store)) == {"a": "1= (1–2)", "b": "2= (1–3)", "c": "3= (2–3)"}
 
 
 def test_outcomes_that_are_gone_are_no_reason_to_fail(store: Store) -> None:

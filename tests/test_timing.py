@@ -16,7 +16,7 @@ from harness import timing
 from harness.costs.latency import compare_latency
 from harness.observe import Observation
 from harness.record import Setup
-from harness.statistics import compare_rounds, median_interval
+from harness.statistics import compare_rounds
 from harness.timing import Rule, interleave, measure, queued_passes, sample, turns, warm
 
 
@@ -93,6 +93,15 @@ def test_a_slow_call_is_sampled_fifteen_times_and_a_quick_one_not_for_ever(clock
     assert len(sample(clock.takes(0.01), "cpu", Rule(), nothing)[0]) == 2000
 
 
+def test_the_first_third_of_the_samples_decides_and_the_others_come_whatever_they_are(clock: Clock) -> None:
+    restless = numpy.random.default_rng(0).uniform(5, 15, 400)
+    samples, stopped = sample(clock.takes(*[10.0] * 17, *restless), "cpu", Rule(), nothing)
+    assert (len(samples), stopped) == (51, "error")
+    # And if they agree only later, that is not asked of them.
+    samples, stopped = sample(clock.takes(*restless[:100], *[10.0] * 60), "cpu", Rule(), nothing)
+    assert len(samples) > 160
+
+
 def alike(count: int, memory: float, seed: int) -> list[float]:
     """Ms of passes with a median of 10, of which each remembers the one before."""
     fresh = numpy.random.default_rng(seed).normal(0, (1 - memory**2) ** 0.5, count)
@@ -105,17 +114,9 @@ def test_the_more_alike_neighbours_are_the_longer_is_sampled(clock: Clock) -> No
         numpy.mean(
             [len(sample(clock.takes(*alike(250, memory, seed)), "cpu", Rule(), nothing)[0]) for seed in range(20)]
         )
-        for memory in (0.0, 0.5, 0.8)
+        for memory in (0.0, 0.8)
     ]
-    assert taken[0] < 0.8 * taken[1] < 0.7 * taken[2]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("memory", [0.0, 0.5])
-def test_samples_that_ended_because_the_median_was_known_cover_it(clock: Clock, memory: float) -> None:
-    found = [sample(clock.takes(*alike(250, memory, seed)), "cpu", Rule(), nothing)[0] for seed in range(1500)]
-    covers = [low <= 10 <= high for low, high in map(median_interval, found)]
-    assert 0.915 < numpy.mean(covers) < 0.97
+    assert taken[0] < 0.8 * taken[1]
 
 
 def test_looking_is_not_a_part_of_any_sample(clock: Clock) -> None:

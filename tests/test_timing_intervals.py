@@ -9,6 +9,7 @@ import pytest
 from scipy.signal import lfilter
 from scipy.stats import binom, norm
 
+from harness import timing
 from harness.scaling import fit_power_law
 from harness.statistics import (
     compare_rounds,
@@ -115,6 +116,69 @@ def test_the_interval_covers_wherever_it_is_promised(share: float, memory: float
 def test_the_interval_covers_in_other_series_wherever_it_is_promised(world: str, count: int, share: float) -> None:
     trials = 3000
     found = covered(world, share, 0.9, count, trials)
+    assert within(found, trials), f"{100 * found / trials:.1f} %"
+
+
+class Clock:
+    """A clock that only the passes of one series move."""
+
+    def __init__(self, milliseconds: Floats) -> None:
+        self.now, self.left = 0.0, iter((milliseconds / 1000).tolist())
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def perf_counter_ns(self) -> int:
+        return round(self.now * 1e9)
+
+    def call(self) -> None:
+        self.now += next(self.left)
+
+
+def sampled(times: Floats, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the rule that ends sampling takes of a series of ms."""
+    clock = Clock(times)
+    monkeypatch.setattr(timing, "time", clock)
+    return timing.sample(clock.call, "cpu", timing.RULE, lambda: None)[0]
+
+
+def covered_where_sampling_stops(
+    world: str, memory: float, milliseconds: float, spread: float, trials: int, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """How many intervals of medians cover that of passes of so many ms, with the number of samples left to the rule."""
+    rng, middle = np.random.default_rng([round(100 * memory), round(milliseconds)]), truth(world, 0.5, memory)
+    most = int(3000 * timing.RULE.cap_seconds / milliseconds)
+    times = milliseconds * np.exp(spread * (WORLDS[world](rng, trials, most, memory) - middle))
+    ends = (median_interval(sampled(row, monkeypatch)) for row in times)
+    return sum(low <= milliseconds <= high for low, high in ends)
+
+
+@pytest.mark.parametrize(("memory", "milliseconds", "spread"), [(0.0, 30, 0.01), (0.9, 5, 0.03)])
+def test_the_interval_covers_where_sampling_stops_by_its_rule(
+    memory: float, milliseconds: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = 300
+    found = covered_where_sampling_stops("remembering", memory, milliseconds, spread, trials, monkeypatch)
+    assert within(found, trials), f"{100 * found / trials:.1f} %"
+
+
+# Passes of so many ms give as many samples as the promise needs.
+STOPPING = [
+    *(("remembering", memory, ms) for memory, longest in ((0.0, 60), (0.5, 60), (0.7, 16), (0.9, 8))
+      for ms in (2, 5, 8, 16, 30, 60) if ms <= longest),
+    ("jittering", 0.9, 2), ("bursting", 0.9, 1),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("spread", [0.01, 0.02, 0.03, 0.06])
+@pytest.mark.parametrize(("world", "memory", "milliseconds"), STOPPING)
+def test_the_interval_covers_wherever_sampling_stops(
+    world: str, memory: float, milliseconds: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = 2000
+    found = covered_where_sampling_stops(world, memory, milliseconds, spread, trials, monkeypatch)
     assert within(found, trials), f"{100 * found / trials:.1f} %"
 
 

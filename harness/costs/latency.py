@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LAUNCH_BOUND = 0.8
 # Each with the samples that it takes: a p99 of fewer than a hundred would be their greatest, whatever its name.
 QUANTILES = {"p90": (0.90, 10), "p95": (0.95, 15), "p99": (0.99, 100)}
+# Samples that have to lie beyond a quantile for an interval of it: the greatest of fewer lies below it too often.
+BEYOND = 6
 SHOWN = "p95"  # beside the median in ranked tables
 
 
@@ -100,5 +102,6 @@ def _measurements(name: str, batch: int, series: Series) -> Iterator[Measurement
 def _quantile(metric: Metric, samples: Sequence[float], share: float, least: int) -> Measurement:
     if len(samples) < least:
         return Measurement(metric, None, reason=f"needs {least} samples; time was up after {len(samples)}")
-    interval = quantile_interval(samples, share)
+    enough = round(len(samples) * (1 - share), 6) >= BEYOND
+    interval = quantile_interval(samples, share) if enough else None
     return Measurement(metric, float(numpy.quantile(samples, share)), interval=interval)
