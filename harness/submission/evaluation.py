@@ -70,7 +70,7 @@ def evaluate(submission: Submission, folder: Path, plan: Plan, place: Path, limi
         BenchError: nothing could be started.
     """
     isolated, log = place / "isolated", place / "log.txt"
-    clear(isolated, CONFORMANCE)
+    clear(isolated)
     sha256 = folder_sha256(folder)
     words = [sys.executable, "-P", "-m", "harness.submission.worker", msgspec.json.encode(plan).decode()]
     say(f"{submission.submission.name} runs, isolated by {way}; what it says is in {log}")
