@@ -88,7 +88,7 @@ def _inspect_png(path: Path, name: str) -> Problem | None:
 def _inspect_table(path: Path, name: str) -> Iterator[Problem]:
     """Check a table of classes by image: cells of sane length, no image twice, no number that is none."""
     seen: dict[str, int] = {}
-    width = 0
+    width, found = 0, 0
     try:
         text = path.read_text(encoding="utf-8-sig")
         mark = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), " ")
@@ -100,8 +100,10 @@ def _inspect_table(path: Path, name: str) -> Iterator[Problem]:
             plain = len(row) == width > 1 and len(cells) <= MOST_CELL and row[0] not in seen and not ODD.search(cells)
             if problem := None if plain else _inspect_row(row, width, seen, f"{name}:{number}"):
                 yield problem
-                return
-            seen[row[0]] = number
+                found += 1
+                if found == MOST_SHOWN or width < 2:
+                    return
+            seen.setdefault(row[0], number)
             if len(seen) > MOST_ROWS:
                 yield Problem("size", f"{name!r} has more than {MOST_ROWS:,} rows.", "Give one row an image.")
                 return
