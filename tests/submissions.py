@@ -360,6 +360,8 @@ HOSTILE: dict[str, Case] = {
     "a header nested without end": Case(
         weights(safetensors(b"[" * 100_000, 8), "w.safetensors"), "checkpoint", "submission.toml:7"
     ),
+    "a formula of full width": Case(table("a.JPEG,3\n\uff1d1+1,4\n"), "formula", "classes.csv:2"),
+    "thirty million empty lines": Case(table("a.JPEG,3\n" + "\n" * 30_000_000), "size"),
     "a tensor of 200,000 dimensions": Case(
         weights(safetensors({"a": tensor(0, 8, (2**47,) * 200_000)}, 8), "w.safetensors"), "checkpoint"
     ),

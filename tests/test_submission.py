@@ -36,6 +36,7 @@ from harness.inspection.checkpoints import HARMLESS, OPCODES, inspect_checkpoint
 from harness.submission.manifest import json_schema
 from harness.submission.read import read
 from harness.submission.template import write
+from harness.tables import defuse
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -141,6 +142,11 @@ def test_every_bad_row_of_a_table_is_named_up_to_a_most(folder: Path) -> None:
     assert len(read(folder)[1]) == 1
 
 
+def test_what_a_pickle_asks_for_is_quoted_as_it_is(folder: Path) -> None:
+    HOSTILE["a pickle that runs a command"].make(folder)
+    assert "asks for posix.system, and may run" in read(folder)[1][0].message
+
+
 def test_what_a_key_may_be_is_told(folder: Path) -> None:
     put(folder, MODEL.replace('"model"', '"Model"').replace("[model]", '[model]\nprecision = "fp8"'), nets_py=NET)
     assert [fault.fix for fault in read(folder)[1]] == [
@@ -151,6 +157,12 @@ def test_what_a_key_may_be_is_told(folder: Path) -> None:
 def test_one_bracket_of_a_claim_does_not_hide_its_faults(folder: Path) -> None:
     put(folder, CLAIM.replace("[[claim]]", "[claim]").replace("81.2", "812"))
     assert [fault.code for fault in read(folder)[1]] == ["type", "range"]
+
+
+@pytest.mark.parametrize("start", ["=", " =", "\n=", "+", "\t", "-", "@", "\uff1d", "\uff20"])
+def test_no_cell_of_a_table_begins_a_formula(start: str) -> None:
+    assert defuse(f"{start}1+1") == f"'{start}1+1"
+    assert defuse(f"a{start}") == f"a{start}"
 
 
 def test_cells_that_only_look_odd_are_let_pass(folder: Path) -> None:

@@ -173,5 +173,5 @@ def _inspect_pickle(content: bytes, name: str) -> list[Problem]:
     wrong = sorted(call for call in asked if not HARMLESS.fullmatch(call))
     if not wrong:
         return []
-    calls = ", ".join(ascii(call.replace(" ", "."))[1:61] for call in wrong[:3])
+    calls = ", ".join(ascii(call.replace(" ", "."))[1:-1][:60] for call in wrong[:3])
     return [Problem("pickle", f"{name!r} asks for {calls}, and may run any code.", fix)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 KIB, MIB = 2**10, 2**20
-MOST_FILES = 200_000
+MOST_FILES = 50_000
 # The largest checkpoint, and what may lie beside it.
 MOST_BYTES = 65 * 2**30
 DEEPEST = 16
