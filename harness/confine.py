@@ -27,7 +27,7 @@ CAPABILITIES, CAPABILITY_VERSION = 64, 0x20080522
 SYS_MOUNT_SETATTR = 442
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 DEVICES = ("null", "zero", "full", "random", "urandom")
-SHARED_MEMORY = "256m"
+SHARED_MEMORY = 256 * 2**20
 MOST_THREADS = 4096
 
 
@@ -110,6 +110,8 @@ def _enter(spec: Confinement) -> None:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
     _end_with_parent()
     _build_root(spec)
+    # In a namespace of its own, code would have capabilities again, and could mount what nobody counts.
+    Path("/proc/sys/user/max_user_namespaces").write_text("0")
     _read_only("/", unless=spec.writable)
     _mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={SHARED_MEMORY}")  # noqa: S108
     _drop_capabilities()

@@ -6,9 +6,11 @@ Memory, processes, time and the folder's size are watched from outside. The kern
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from harness.confine import Confinement
+from harness.confine import SHARED_MEMORY, Confinement
 from harness.registry import ROOT
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ GIB = 2**30
 POLL = 0.1
 # The folder's size takes longer to find than the rest.
 POLL_FOLDER = 1.0
+# Caches nest a few folders; what nests more is hard to look through and to remove.
+DEEPEST = 64
+# What an entry takes even where it is empty.
+BLOCK = 4096
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/sys")
 SETTINGS = (
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf", "passwd", "group", "alternatives",
@@ -161,12 +167,15 @@ def _bubblewrap(readable: Sequence[str], folder: Path) -> list[str]:
     words = [
         shutil.which("bwrap") or "bwrap",
         "--unshare-all",
+        "--unshare-user",
+        "--disable-userns",
         "--die-with-parent",
         "--new-session",
         "--cap-drop",
         "ALL",
     ]
-    words += ["--proc", "/proc", "--dev", "/dev", "--chdir", str(folder)]
+    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]  # noqa: S108
+    words += ["--chdir", str(folder)]
     for path in readable:
         if path.startswith("/dev/"):
             words += ["--dev-bind", path, path]
@@ -174,7 +183,11 @@ def _bubblewrap(readable: Sequence[str], folder: Path) -> list[str]:
             words += ["--symlink", os.readlink(path), path]
         else:
             words += ["--ro-bind", path, path]
-    return [*words, "--bind", str(folder), str(folder), "--remount-ro", "/", "--"]
+    words += ["--bind", str(folder), str(folder)]
+    # In /proc/sys, root needs no capability to write the settings of the whole machine.
+    for path in ("/proc", "/dev", "/"):
+        words += ["--remount-ro", path]
+    return [*words, "--"]
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -185,6 +198,8 @@ def _environment(folder: Path) -> dict[str, str]:
         "HOME": str(folder.resolve() / "home"),
         "TMPDIR": str(folder.resolve() / "tmp"),
         "PYTHONPATH": os.pathsep.join(path),
+        # What an earlier run left in its home must not be imported before this one is confined.
+        "PYTHONNOUSERSITE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -203,8 +218,10 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, log: Path, limits: Li
             reason = f"it ran for more than {limits.seconds:g} s"
         if not reason and now - looked > POLL_FOLDER:
             looked = now
-            if _size(folder) + log.stat().st_size > limits.disk_gib * GIB:
-                reason = f"it wrote more than {limits.disk_gib:g} GiB"
+            size = _size(folder) + _nameless(process.pid) + log.stat().st_size
+            if size > limits.disk_gib * GIB:
+                more = "" if math.isfinite(size) else ", or folders that cannot be looked through"
+                reason = f"it wrote more than {limits.disk_gib:g} GiB{more}"
         if reason:
             _end(process)
             return Ended(-signal.SIGKILL, reason)
@@ -277,13 +294,38 @@ def _alive(pid: int) -> list[int]:
     return found
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files below a folder; links are not followed."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(place, name)).st_size
-            except FileNotFoundError:
-                continue
+def _size(folder: Path) -> float:
+    """Bytes of all entries below a folder, each a block at least; links are not followed.
+
+    Infinite where that cannot be told: folders in folders without end, or some that may not be looked into.
+    """
+    total, pending = 0, [(str(folder), 0)]
+    while pending:
+        place, depth = pending.pop()
+        try:
+            entries = list(os.scandir(place)) if depth <= DEEPEST else None
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            entries = None
+        if entries is None:
+            return math.inf
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                about = entry.stat(follow_symlinks=False)
+                total += max(about.st_size, BLOCK)
+                pending += [(entry.path, depth + 1)] if stat.S_ISDIR(about.st_mode) else []
     return total
+
+
+def _nameless(pid: int) -> int:
+    """Bytes of the files that a tree of processes holds open and that no folder shows, some of them in memory."""
+    sizes = {}
+    for process in _tree(pid):
+        with suppress(OSError):
+            for entry in os.scandir(f"/proc/{process.pid}/fd"):
+                with suppress(OSError):
+                    about = os.stat(entry.path)
+                    if stat.S_ISREG(about.st_mode) and not about.st_nlink:
+                        sizes[about.st_dev, about.st_ino] = about.st_blocks * 512
+    return sum(sizes.values())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json as json_format
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from harness import options
 from harness.command import ListCommand, set_quiet
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
 EXIT_FAULTS = 1
 WORK = Path("results/submissions")
 
+
+class SubmitGroup(TyperGroup):
+    """Lets `submit PATH` stand for `submit run PATH`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put `run` before a folder that is no command's name."""
+        known = args[0] in self.commands or not Path(args[0]).is_dir()
+        return super().resolve_command(ctx, args if known else ["run", *args])
+
+
 app = typer.Typer(
+    cls=SubmitGroup,
     no_args_is_help=True,
     help="Submit a model, a checkpoint, predictions or a published number: a folder with a submission.toml.",
     epilog="Exit codes: 0 done; 1 the submission has faults or failed; 2 a mistake in what was asked.",
@@ -123,7 +135,7 @@ def run(
         limits = Limits(seconds=time_limit, memory_gib=memory, disk_gib=disk, processes=processes)
         report = evaluate(submission, path, plan, place, limits, _way(isolation))
     keep(report, place)
-    _print_report(report, place, results, json)
+    _print_report(report, path, place, results, json)
     if report.failure:
         raise typer.Exit(EXIT_FAULTS)
 
@@ -204,7 +216,7 @@ def _way(chosen: str | None) -> Way:
     return way
 
 
-def _print_report(report: Report, place: Path, results: str, json: bool) -> None:
+def _print_report(report: Report, path: Path, place: Path, results: str, json: bool) -> None:
     """Say what was checked, how it was isolated, what went wrong, and which rows the submission would have."""
     from harness.inspection.files import printable
     from harness.store import Store
@@ -219,4 +231,7 @@ def _print_report(report: Report, place: Path, results: str, json: bool) -> None
         print(f"Isolated by {report.way}." + "".join(f" Not had: {what}." for what in report.lacks))
     if report.failure:
         print(f"Failed. {report.failure} The log: {place / 'log.txt'}")
-    print(preview(Store(results), place, report))
+    if rows := preview(Store(results), place, report):
+        print(rows)
+    if not report.failure:
+        print(f"Next: run_bench.py submit admit {path}")

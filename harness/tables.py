@@ -16,7 +16,7 @@ from harness.published import beside, shown
 from harness.race import Race, Standing
 from harness.record import Record
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = re.compile(r"\s*[=+@\uff1d\uff0b\uff0d\uff20-]|[\t\r\n]")
 
 
 def to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> str:
@@ -169,7 +169,7 @@ def escape(text: str) -> str:
 
 def defuse(cell: object) -> object:
     """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 
 
 def _label(record: Record) -> str:

@@ -81,7 +81,7 @@ def load_weights(module: nn.Module, path: Path, requested: Weights) -> Weights:
     if difference and not requested.allow_partial:
         raise WeightsError(
             f"{path.name} does not match the model: {difference}. "
-            "Give the checkpoint of this model, or --allow-partial (the record will say so)."
+            "Give the checkpoint of this model; `run --allow-partial` loads it all the same, and the record says so."
         )
     _check_finite(fits, {name for name, _ in module.named_parameters()}, path)
     module.load_state_dict(fits, strict=False)

@@ -153,6 +153,12 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "nets.py")
 
 
+def pipe_among_images(folder: Path) -> None:
+    """A pipe that is named like an image."""
+    labels(10, 10)(folder)
+    os.mkfifo(folder / "labels" / "b.png")
+
+
 def unix_socket(folder: Path) -> None:
     """A socket beside a good model."""
     put(folder, MODEL, nets_py=NET)
@@ -264,6 +270,8 @@ BROKEN: dict[str, Case] = {
     "NaN for a score": Case(results('[{"image_id": 1, "score": NaN}]'), "predictions", "submission.toml:6"),
     "an endless score": Case(results('[{"image_id": 1, "score": 1e999}]'), "predictions", "submission.toml:6"),
     "a claim without a source": Case(claim("arXiv:2103.14030, Table 1", "trust me"), "citation", "submission.toml:8"),
+    "one bracket of a claim": Case(claim("[[claim]]", "[claim]"), "type", "submission.toml:4"),
+    "a model id for a model file": Case(model(("nets.py:net", "timm:resnet18")), "entry", "submission.toml:6"),
     "a claim of 812 %": Case(claim("81.2", "812"), "range", "submission.toml:7"),
     "a second claim that is wrong": Case(
         lambda folder: put(folder, CLAIM + CLAIM.partition("[[")[1] + CLAIM.partition("[[")[2].replace("81.2", "nan")),
@@ -352,6 +360,15 @@ HOSTILE: dict[str, Case] = {
     "a header nested without end": Case(
         weights(safetensors(b"[" * 100_000, 8), "w.safetensors"), "checkpoint", "submission.toml:7"
     ),
+    "a formula of full width": Case(table("a.JPEG,3\n\uff1d1+1,4\n"), "formula", "classes.csv:2"),
+    "thirty million empty lines": Case(table("a.JPEG,3\n" + "\n" * 30_000_000), "size"),
+    "a tensor of 200,000 dimensions": Case(
+        weights(safetensors({"a": tensor(0, 8, (2**47,) * 200_000)}, 8), "w.safetensors"), "checkpoint"
+    ),
+    "a chain of 1,500 branches": Case(model(code="if 0:0\n" + "elif 0:0\n" * 1500 + NET), "syntax"),
+    "an author of fillers": Case(named("\\u3164\\u115f"), "text", "submission.toml:5"),
+    "percent by another unit": Case(claim("81.2", '812\nunit = " % "'), "range", "submission.toml:7"),
+    "a pipe among the images": Case(pipe_among_images, "special"),
     "an image of 4 gigapixels": Case(labels(65_535, 65_535), "size", "submission.toml:6"),
     "a formula": Case(table('a.JPEG,3\n"=HYPERLINK(""x"")",4\n'), "formula", "classes.csv:2"),
     "a script for a name": Case(model(('"mine"', '"<script>alert(1)</script>"')), "name", "submission.toml:2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.isolation import Ended, Limits, Way, best_way, lacks, run, why_not
+from harness.confine import SHARED_MEMORY
+from harness.isolation import Ended, Limits, Way, _environment, best_way, lacks, run, why_not
 
 CLOSED: tuple[Way, ...] = ("bubblewrap", "namespaces")
 WAYS: tuple[Way, ...] = (*CLOSED, "limits alone")
@@ -85,7 +87,7 @@ def test_no_capability_is_kept_and_none_can_be_had_back(way: Way, tmp_path: Path
 import ctypes
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("Cap")])
 libc = ctypes.CDLL(None, use_errno=True)
-libc.unshare(0x10000000 | 0x20000)
+print(libc.unshare(0x10000000 | 0x20000))
 print(libc.mount(b"none", b"/usr", None, ctypes.c_ulong(32 | 4096), None))
 try:
     open("/usr/canary", "w")
@@ -93,7 +95,39 @@ except OSError as error:
     print(error.errno)
 """
     _, log = run_code(code, tmp_path, way)
-    assert log.splitlines() == [str(["0" * 16] * 5), "-1", "30"]
+    assert log.splitlines() == [str(["0" * 16] * 5), "-1", "-1", "30"]
+
+
+@pytest.mark.parametrize("way", CLOSED)
+def test_nothing_of_the_machine_can_be_set_and_no_device_be_added(way: Way, tmp_path: Path) -> None:
+    # Root owns the settings, and needs no capability; the first of these names a program that the kernel runs.
+    paths = (
+        "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/self/oom_score_adj", "/dev/x", "/sys/x",
+    )  # fmt: skip
+    code = f"""
+import os
+for path in {paths}:
+    try:
+        print(os.open(path, os.O_WRONLY | os.O_CREAT))
+    except OSError as error:
+        print(error.errno in (13, 30))
+"""
+    _, log = run_code(code, tmp_path, way)
+    assert log.split() == ["True"] * len(paths)
+
+
+@pytest.mark.parametrize("way", CLOSED)
+def test_shared_memory_has_a_size(way: Way, tmp_path: Path) -> None:
+    code = "import os; found = os.statvfs('/dev/shm'); print(found.f_blocks * found.f_frsize)"
+    _, log = run_code(code, tmp_path, way)
+    assert int(log) == SHARED_MEMORY
+
+
+def test_what_an_earlier_run_left_at_home_is_not_imported(tmp_path: Path) -> None:
+    # Unlike that of a virtual environment, the Python below imports what a user's home holds.
+    words = [sys._base_executable, "-c", "import site; print(site.ENABLE_USER_SITE)"]  # type: ignore[attr-defined]
+    done = subprocess.run(words, env=_environment(tmp_path), capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("way", CLOSED)
@@ -154,6 +188,22 @@ def test_a_file_and_a_folder_have_a_largest_size(tmp_path: Path) -> None:
     code = "import time\nfor n in range(8):\n    open(str(n), 'wb').write(bytes(2**20))\ntime.sleep(20)"
     ended, _ = run_code(code, tmp_path, best_way(), Limits(seconds=30, disk_gib=2 / 1024))
     assert ended.stopped == "it wrote more than 0.00195312 GiB"
+
+
+HIDDEN = {
+    "without a name": "import os\nfor n in range(4):\n    f = open('f', 'wb'); os.unlink('f'); "
+    "f.write(bytes(2**20)); f.flush(); os.dup(f.fileno())",
+    "in memory": "import os\nfor n in range(4):\n    os.write(os.memfd_create('f'), bytes(2**20))",
+    "empty": "import os\nos.mkdir('f')\nfor n in range(1000):\n    open(f'f/{n}', 'w').close()",
+    "out of reach": "import os\nfor n in range(100):\n    os.mkdir('f'); os.chdir('f')",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_files_are_counted_where_no_folder_shows_them(name: str, tmp_path: Path) -> None:
+    code = f"{HIDDEN[name]}\nimport time; time.sleep(20)"
+    ended, _ = run_code(code, tmp_path, best_way(), Limits(seconds=30, disk_gib=2 / 1024))
+    assert ended.stopped.startswith("it wrote more than 0.00195312 GiB")
 
 
 def test_an_interruption_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

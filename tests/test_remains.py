@@ -18,7 +18,7 @@ import pytest
 from fake_records import TOP1, accuracy
 from msgspec.structs import replace
 
-from harness.errors import RecordError
+from harness.errors import RecordError, SetupError
 from harness.isolation import Way, why_not
 from harness.metric import Measurement, Outcomes
 from harness.record import Record, sealed, to_json
@@ -128,14 +128,22 @@ def test_what_an_earlier_run_left_does_not_stop_the_next(tmp_path: Path) -> None
     (tmp_path / "report.json").mkdir()
     (tmp_path / "outcomes").symlink_to("/etc")
     assert "outcomes" in str(problem_of(tmp_path))
-    clear(tmp_path, "report.json")
+    clear(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert Path("/etc/passwd").exists()
     Store(tmp_path).save(accuracy(NAME))
     (tmp_path / "report.json").write_text("[]")
     (tmp_path / "home").symlink_to("/etc")
-    clear(tmp_path, "report.json")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "records"]
+    (tmp_path / "root").write_text("")
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["records"]
+
+
+def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    monkeypatch.setattr(remains.shutil, "rmtree", lambda path: clear(path.parent))
+    with pytest.raises(SetupError, match=r"deep' of an earlier run cannot be removed \(folders in folders without end"):
+        clear(tmp_path)
 
 
 @pytest.mark.parametrize("way", ["bubblewrap", "namespaces", "limits alone"])

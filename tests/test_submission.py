@@ -36,6 +36,7 @@ from harness.inspection.checkpoints import HARMLESS, OPCODES, inspect_checkpoint
 from harness.submission.manifest import json_schema
 from harness.submission.read import read
 from harness.submission.template import write
+from harness.tables import defuse
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,9 +74,9 @@ def opened(_hooked: None) -> Iterator[list[str]]:
 
 def check(case: Case, folder: Path) -> None:
     case.make(folder)
-    started = time.perf_counter()
+    started = time.process_time()
     submission, faults = read(folder)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert submission is None
     found = [(fault.code, fault.place) for fault in faults]
     assert any(code == case.code and place.startswith(case.place) for code, place in found), found
@@ -94,7 +95,8 @@ def test_a_hostile_submission_gets_nowhere(name: str, folder: Path, opened: list
     before = sorted(folder.parent.iterdir())
     opened.clear()
     read(folder)
-    paths = [Path(path).absolute() for path in opened]
+    # An editable installation puts a word on the path that is no folder, and Python looks for plugins there.
+    paths = [Path(path).absolute() for path in opened if path not in sys.path]
     strange = [path for path in paths if path.is_relative_to(folder.parent) and not path.is_relative_to(folder)]
     assert not strange
     assert not [path for path in paths if str(path) in ("/etc/passwd", "/etc/nets.py")]
@@ -126,6 +128,41 @@ def test_a_table_has_a_most_of_rows(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert read(folder)[1] == []
     put(folder, PREDICTIONS, classes_csv="".join(f"{number},1\n" for number in range(11)))
     assert [(fault.code, fault.place) for fault in read(folder)[1]] == [("size", "submission.toml:6")]
+
+
+def test_every_bad_row_of_a_table_is_named_up_to_a_most(folder: Path) -> None:
+    put(folder, PREDICTIONS, classes_csv="a.JPEG,3\nb.JPEG,nan\nc.JPEG,1,2\na.JPEG,5\nd.JPEG,4\n")
+    found = [(fault.code, fault.place) for fault in read(folder)[1]]
+    assert found == [
+        ("predictions", "classes.csv:2"), ("predictions", "classes.csv:3"), ("duplicate", "classes.csv:4"),
+    ]  # fmt: skip
+    put(folder, PREDICTIONS, classes_csv="a.JPEG,nan\n" * 50)
+    assert len(read(folder)[1]) == 20
+    put(folder, PREDICTIONS, classes_csv="a.JPEG\n" * 50)
+    assert len(read(folder)[1]) == 1
+
+
+def test_what_a_pickle_asks_for_is_quoted_as_it_is(folder: Path) -> None:
+    HOSTILE["a pickle that runs a command"].make(folder)
+    assert "asks for posix.system, and may run" in read(folder)[1][0].message
+
+
+def test_what_a_key_may_be_is_told(folder: Path) -> None:
+    put(folder, MODEL.replace('"model"', '"Model"').replace("[model]", '[model]\nprecision = "fp8"'), nets_py=NET)
+    assert [fault.fix for fault in read(folder)[1]] == [
+        "Use model, checkpoint, predictions, claim.", "Use fp32, tf32, bf16, fp16.",
+    ]  # fmt: skip
+
+
+def test_one_bracket_of_a_claim_does_not_hide_its_faults(folder: Path) -> None:
+    put(folder, CLAIM.replace("[[claim]]", "[claim]").replace("81.2", "812"))
+    assert [fault.code for fault in read(folder)[1]] == ["type", "range"]
+
+
+@pytest.mark.parametrize("start", ["=", " =", "\n=", "+", "\t", "-", "@", "\uff1d", "\uff20"])
+def test_no_cell_of_a_table_begins_a_formula(start: str) -> None:
+    assert defuse(f"{start}1+1") == f"'{start}1+1"
+    assert defuse(f"a{start}") == f"a{start}"
 
 
 def test_cells_that_only_look_odd_are_let_pass(folder: Path) -> None:
@@ -215,16 +252,19 @@ def test_check_neither_imports_torch_nor_takes_five_seconds(folder: Path) -> Non
         "import sys; from harness.cli import app; app(['submit', 'check', sys.argv[1]], standalone_mode=False); "
         "sys.exit('torch' in sys.modules)"
     )
-    started = time.perf_counter()
+    started = sum(os.times()[2:4])  # the processor time of children: other work on the machine is none of it
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout.partition(":")[0]) == (0, "mine"), done.stderr
-    assert time.perf_counter() - started < 5
+    assert sum(os.times()[2:4]) - started < 5
 
 
 def test_no_folder_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="submit init"):
         read(tmp_path / "gone")
+    (tmp_path / "nets.py").touch()
+    with pytest.raises(SetupError, match=r"nets.py' is a file: give the folder"):
+        read(tmp_path / "nets.py")
 
 
 def test_the_published_schema_is_that_of_the_classes() -> None:

@@ -23,6 +23,7 @@ from harness.cli import app
 from harness.errors import BenchError, DuplicateName, RecordError, SetupError
 from harness.isolation import Ended, Limits
 from harness.progress import QUIET
+from harness.registry import MODELS
 from harness.store import Store
 from harness.submission.admission import admit
 from harness.submission.evaluation import Report, evaluate, keep, preview
@@ -143,8 +144,9 @@ def test_a_claim_stands_beside_what_was_measured(tmp_path: Path) -> None:
     folder.mkdir()
     put(folder, CLAIM)
     words = ("--results", results.root, "--work", tmp_path / "work")
-    done = invoke("run", folder, *words)
+    done = invoke(folder, *words)  # `run` may be left out
     assert (done.exit_code, "| 81.20 |" in re.sub(" +", " ", done.output)) == (0, True)
+    assert f"Next: run_bench.py submit admit {folder}" in done.output
     assert invoke("admit", folder, *words).exit_code == 0
     CliRunner().invoke(app, ["board", "--results", str(results.root), "-q"])
     row = re.sub(" +", " ", (results.root / "README.md").read_text())
@@ -208,6 +210,7 @@ def test_records_get_the_submission_s_name(tmp_path: Path, monkeypatch: pytest.M
     (a_link, 0, "It left what is not read: records: 'a.json' is a link."),
     (lambda store: store.save(accuracy("another", task="imagenet:knn")), 0, "There is no record of imagenet:knn."),
     (lambda store: store.save(accuracy("nets.py:net", task="imagenet")), 0, "There is no record of imagenet:knn."),
+    (lambda store: None, 2, r"It cannot be evaluated: \x1b[2Jthe last line"),
     (lambda store: None, 9, r"ended with 9: a line / \x1b[2Jthe last line"),
     (lambda store: (store.root / "conformance.json").write_text("["), 0,
      "It breaks the contract of models: report."),
@@ -299,6 +302,22 @@ def test_a_name_that_is_taken_is_refused(ran: tuple[Path, Path, Store]) -> None:
     with pytest.raises(DuplicateName, match="a model that was not submitted"):
         admit(*ran)
     assert len(ran[2].load()) == 1
+
+
+@pytest.mark.parametrize("taken", ["Mine", "m.i-ne", "mi_n+e"])
+def test_a_name_that_imitates_another_is_refused(ran: tuple[Path, Path, Store], taken: str) -> None:
+    ran[2].save(accuracy(taken))
+    with pytest.raises(DuplicateName, match=f"'mine' is too like {re.escape(repr(taken))}, a model that was not"):
+        admit(*ran)
+
+
+def test_the_name_of_a_registered_model_is_refused(
+    ran: tuple[Path, Path, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS._entries, "mine", None)
+    with pytest.raises(DuplicateName, match="'mine' is a model of this project: choose another name"):
+        admit(*ran)
+    assert not ran[2].root.exists()
 
 
 def test_other_content_of_the_same_record_is_refused(ran: tuple[Path, Path, Store]) -> None:

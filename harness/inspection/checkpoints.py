@@ -19,6 +19,7 @@ LARGEST_HEADER = 4 * MIB
 LARGEST_DIRECTORY = 16 * MIB
 LARGEST_PICKLE = 8 * MIB
 MOST_OPCODES = 1_000_000
+MOST_DIMENSIONS = 64
 WEIGHTS_NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
 DTYPES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
@@ -100,6 +101,8 @@ def _spans(header: dict[str, Any]) -> list[tuple[int, int, int]]:
         (first, last), shape = entry["data_offsets"], entry["shape"]
         if not all(type(number) is int and 0 <= number < 2**48 for number in (first, last, *shape)):
             raise ValueError("a size is no number that a file can have")
+        if len(shape) > MOST_DIMENSIONS:
+            raise ValueError("a tensor has more dimensions than torch takes, and their product takes long")
         found.append((first, last, math.prod(shape) * DTYPES[entry["dtype"]]))
     return sorted(found)
 
@@ -170,5 +173,5 @@ def _inspect_pickle(content: bytes, name: str) -> list[Problem]:
     wrong = sorted(call for call in asked if not HARMLESS.fullmatch(call))
     if not wrong:
         return []
-    calls = ", ".join(ascii(call.replace(" ", "."))[1:61] for call in wrong[:3])
+    calls = ", ".join(ascii(call.replace(" ", "."))[1:-1][:60] for call in wrong[:3])
     return [Problem("pickle", f"{name!r} asks for {calls}, and may run any code.", fix)]

@@ -31,14 +31,13 @@ def inspect_code(folder: Path, name: str, entry: str, given: frozenset[str] = GI
         with warnings.catch_warnings():
             # Python's remarks quote the code, and come with a line of whatever file has this name here.
             warnings.simplefilter("ignore")
-            tree = ast.parse(text, filename=name)
+            statements = list(_top_level(ast.parse(text, filename=name).body))
     except SyntaxError as error:
         place = f"{name}:{error.lineno}" if error.lineno else name
         return [Problem("syntax", f"{name!r} is not Python ({error.msg}).", "Mend this line.", place)]
     except (ValueError, RecursionError, MemoryError, SystemError) as error:
         reason = getattr(error, "reason", "") or str(error) or type(error).__name__
         return [Problem("syntax", f"{name!r} cannot be parsed ({reason}).", "Save plain Python source as UTF-8.")]
-    statements = list(_top_level(tree.body))
     if any(isinstance(one, ast.ImportFrom) and one.names[0].name == "*" for one in statements):
         return []
     defined = sorted({bound for one in statements for bound in _bound(one)})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 KIB, MIB = 2**10, 2**20
-MOST_FILES = 200_000
+MOST_FILES = 50_000
 # The largest checkpoint, and what may lie beside it.
 MOST_BYTES = 65 * 2**30
 DEEPEST = 16
@@ -17,8 +17,8 @@ MOST_SHOWN = 20
 # Control characters, those that change the direction of text, and those that nobody sees. Joiners are left: names of
 # persons have them.
 UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
-    r"\ufff9-\ufffb\U000e0000-\U000e007f]"
+    r"[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.audit import verify
 from harness.errors import DuplicateName, RecordError
 from harness.record import Record
+from harness.registry import MODELS
 from harness.store import Store
 from harness.submission.evaluation import kept
 from harness.submission.plan import folder_sha256
@@ -39,12 +42,12 @@ def admit(folder: Path, place: Path, results: Store) -> list[Record]:
 def _check_names(records: list[Record], sha256: str, source: Store, results: Store) -> None:
     """Refuse to overwrite, and to show two submissions under one name."""
     # Published figures stand beside a measured model, so that they have its name.
-    names = {record.model for record in records if record.provenance != "published"}
-    for other in results.load():
-        owner = other.details.get("submission", {})
-        if other.model in names and other.provenance != "published" and owner.get("sha256") != sha256:
-            what = f"another submission (SHA-256 {owner['sha256'][:8]})" if owner else "a model that was not submitted"
-            raise DuplicateName(f"{other.model!r} names {what} in {str(results)!r}: choose another name.")
+    names = {_alike(record.model): record.model for record in records if record.provenance != "published"}
+    registered = [(model, "a model of this project") for model in MODELS] if names else []
+    for other, what in [*registered, *_others(results, sha256)]:
+        if name := names.get(_alike(other)):
+            like = "is" if name == other else f"is too like {other!r},"
+            raise DuplicateName(f"{name!r} {like} {what}: choose another name.")
     for record in records:
         for name, content in source.files(record).items():
             if results.location.read(name) not in (None, content):
@@ -52,3 +55,17 @@ def _check_names(records: list[Record], sha256: str, source: Store, results: Sto
                     f"'{results}/{name}' is there with other content. Remove it to replace it, with the file of "
                     "outcomes."
                 )
+
+
+def _others(results: Store, sha256: str) -> Iterator[tuple[str, str]]:
+    """Yield the names that results hold of anything but one submission, and what each is."""
+    for other in results.load():
+        owner = other.details.get("submission", {})
+        if other.provenance != "published" and owner.get("sha256") != sha256:
+            what = f"another submission (SHA-256 {owner['sha256'][:8]})" if owner else "a model that was not submitted"
+            yield other.model, f"{what} in {str(results)!r}"
+
+
+def _alike(name: str) -> str:
+    """What is left of a name where letters have no case, and dots and dashes do not tell names apart."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())

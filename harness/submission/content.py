@@ -149,7 +149,7 @@ def _check_claim(claim: ClaimPart, where: tuple[str, str], lines: Lines) -> Iter
         yield Fault("name", lines.place(*where, "metric"), message, "Use the names that the boards show.")
     if not UNIT.fullmatch(claim.unit):
         yield Fault("name", lines.place(*where, "unit"), f"{claim.unit[:60]!r} is no unit.", "Write such as % or ms.")
-    percent = claim.unit == "%"
+    percent = "%" in claim.unit
     if not math.isfinite(claim.value) or (percent and not 0 <= claim.value <= 100):
         message = f"The claim's value {claim.value} cannot be{' a percentage' if percent else ''}."
         yield Fault("range", lines.place(*where, "value"), message, "Give a finite number in the metric's unit.")
@@ -181,4 +181,9 @@ def _inspect_entry(model: ModelPart, kind: str, folder: Path) -> list[Problem]:
         return inspect_code(folder, file, name, given | ({"image_size"} if model.image_size else frozenset()))
     if kind == "checkpoint" and MODEL_ID.fullmatch(model.entry):
         return []
-    return [Problem("entry", f"{model.entry[:90]!r} is no entry.", "Write FILE.py:NAME, with a file of the folder.")]
+    fix = "Write FILE.py:NAME, with a file of the folder."
+    if kind == "checkpoint":
+        fix = f"{fix[:-1]}, or a model id such as timm:resnet18."
+    elif MODEL_ID.fullmatch(model.entry) and not file.endswith(".py"):
+        fix += " A model id is for the kind `checkpoint`."
+    return [Problem("entry", f"{model.entry[:90]!r} is no entry.", fix)]

@@ -23,7 +23,7 @@ from harness.store import Store, write_atomically
 from harness.submission.manifest import Submission
 from harness.submission.plan import Plan, expected_model, folder_sha256
 from harness.submission.remains import checks_of, clear, problem_of, records_of
-from harness.submission.worker import EXIT_DONE, EXIT_FAILED
+from harness.submission.worker import EXIT_DONE, EXIT_FAILED, EXIT_MISTAKE
 from harness.submission.worker import REPORT as CONFORMANCE
 
 REPORT = "report.json"
@@ -70,7 +70,7 @@ def evaluate(submission: Submission, folder: Path, plan: Plan, place: Path, limi
         BenchError: nothing could be started.
     """
     isolated, log = place / "isolated", place / "log.txt"
-    clear(isolated, CONFORMANCE)
+    clear(isolated)
     sha256 = folder_sha256(folder)
     words = [sys.executable, "-P", "-m", "harness.submission.worker", msgspec.json.encode(plan).decode()]
     say(f"{submission.submission.name} runs, isolated by {way}; what it says is in {log}")
@@ -149,15 +149,17 @@ def _failure(ended: isolation.Ended, checks: Sequence[Check], log: Path) -> str:
         return ""
     if ended.code == EXIT_FAILED:
         return "A task failed; its record says why."
+    if ended.code == EXIT_MISTAKE:
+        return f"It cannot be evaluated: {last_lines(log, 1).removeprefix('Error: ')}"
     return f"The process ended with {ended.code}: {last_lines(log)}"
 
 
-def last_lines(log: Path) -> str:
+def last_lines(log: Path, count: int = LAST_LINES) -> str:
     """Return the last lines of a log, as a terminal can show them."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LAST_LINES * LONGEST_LINE))
         text = file.read().decode(errors="replace")
-    return " / ".join(printable(line)[:LONGEST_LINE] for line in text.splitlines()[-LAST_LINES:])
+    return " / ".join(printable(line)[: LONGEST_LINE * LAST_LINES // count] for line in text.splitlines()[-count:])
 
 
 class Both(Store):

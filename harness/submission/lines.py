@@ -59,6 +59,7 @@ class Lines:
             keys: such as `"model", "entry"`, and of the n-th `[[claim]]` from 0 `"claim", "0", "value"`.
         """
         for end in range(len(keys), 0, -1):
-            if number := self._lines.get(keys[:end]):
+            single = tuple(key for key in keys[:end] if not key.isdigit())  # where one bracket stands for two
+            if number := self._lines.get(keys[:end]) or self._lines.get(single):
                 return f"{FILE}:{number}"
         return FILE

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -30,8 +30,10 @@ def read(folder: Path) -> tuple[Submission | None, list[Fault]]:
     Nothing of the folder is imported, unpickled or decoded beyond its headers, and nothing outside it is read.
 
     Raises:
-        SetupError: the folder is not there.
+        SetupError: the folder is not there, or is none.
     """
+    if folder.exists() and not folder.is_dir():
+        raise SetupError(f"{str(folder)!r} is a file: give the folder that holds the submission.")
     if not folder.is_dir():
         raise SetupError(f"There is no folder {str(folder)!r}: `run_bench.py submit init {folder}` makes one.")
     folder = folder.resolve()
@@ -86,7 +88,7 @@ def _build(found: Mapping[str, Any], lines: Lines) -> tuple[Submission | None, l
     if not isinstance(claims, list):
         place = lines.place("claim")
         faults.append(Fault("type", place, "`claim` is one table.", "Write [[claim]], with two brackets."))
-        claims = []
+        claims = [claims]
     if len(claims) > MOST_CLAIMS:
         message = f"There are {len(claims):,} claims."
         faults.append(Fault("size", lines.place("claim"), message, f"Submit {MOST_CLAIMS:,} at once."))
@@ -116,7 +118,9 @@ def _part(kind: type[Any], table: Any, where: tuple[str, ...], lines: Lines) -> 
                 continue
             except (msgspec.ValidationError, RecursionError, OverflowError) as error:
                 message = f"{key!r} cannot be used: {str(error)[:200]}."
-                faults.append(Fault("type", lines.place(*where, key), message, "Mend the value."))
+                allowed = ", ".join(get_args(types[key])) if get_origin(types[key]) is Literal else ""
+                fix = f"Use {allowed}." if allowed else "Mend the value."
+                faults.append(Fault("type", lines.place(*where, key), message, fix))
         elif needed:
             faults.append(Fault("missing", lines.place(*where), f"[{name}] lacks the key {key!r}.", "Add it."))
         if needed:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from harness.conformance import Check
-from harness.errors import RecordError
+from harness.errors import RecordError, SetupError
 from harness.inspection.files import MIB, Problem, inside, inspect_tree, printable
 from harness.metric import Outcomes
 from harness.record import Record, content_sha256, from_json
@@ -30,16 +30,24 @@ UNIT = re.compile(r"[\w%/ .^-]{0,20}", re.ASCII)
 MOST_DECIMALS = 9
 
 
-def clear(isolated: Path, report: str) -> None:
-    """Make a folder ready for another run: what an earlier one left stays, if it is what the harness leaves.
+def clear(isolated: Path) -> None:
+    """Make a folder ready for another run: records of an earlier one stay, if they are what the harness leaves.
 
-    Args:
-        report: the name of the conformance kit's report; an earlier one says nothing about this run.
+    Nothing else does: what code put into its home, or named as this run's folders, is there before it is confined.
+
+    Raises:
+        SetupError: something cannot be removed.
     """
-    if problem_of(isolated) or inside(isolated, report, MIB):
-        shutil.rmtree(isolated, ignore_errors=True)
     isolated.mkdir(parents=True, exist_ok=True)
-    (isolated / report).unlink(missing_ok=True)
+    kept = () if problem_of(isolated) else READ
+    for path in isolated.iterdir():
+        if path.name in kept:
+            continue
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except (OSError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or "folders in folders without end"
+            raise SetupError(f"{str(path)!r} of an earlier run cannot be removed ({reason}). Remove it.") from error
 
 
 def problem_of(isolated: Path) -> Problem | None:
