@@ -69,19 +69,23 @@ class Store:
         (content,) = self.location.read_all([f"records/{name}"])
         return from_json(content, name)
 
+    def texts(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and the content of the file of every record, by name."""
+        names = self.names()
+        contents = self.location.read_all([f"records/{name}" for name in names])
+        return zip(names, track(contents, "read records"), strict=True)
+
     def load(self) -> list[Record]:
         """Read all records, by name.
 
         Raises:
             RecordError: a file is not a record, or is one that another file is too; it is named.
         """
-        names = self.names()
-        contents = self.location.read_all([f"records/{name}" for name in names])
         files: dict[str, str] = {}
         records = []
         with uncollected():
-            for name, content in zip(names, track(contents, "read records"), strict=True):
-                record = from_json(content, name)
+            for name, text in self.texts():
+                record = from_json(text, name)
                 if (other := files.setdefault(record.name, name)) != name:
                     raise RecordError(f"{other} and {name} are both the record {record.name}. Remove one of them.")
                 records.append(record)

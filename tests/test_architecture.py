@@ -19,7 +19,7 @@ ORDER = (
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
     "scaling", "growth", "costs",
     "executors", "predictions", "api",
-    "race", "suite", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page",
+    "race", "suite", "leaderboard", "figures", "published", "pairing", "ranking", "tables", "page", "board",
     "tradeoff", "tradeoff_page", "budget", "compare", "gate", "gate_report", "baseline", "statements", "audit", "show",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "sweep", "plot", "multiples", "growth_report",

@@ -79,24 +79,74 @@ def test_a_row_without_a_record_is_found(store: Store) -> None:
 
 @pytest.mark.parametrize(("page", "old", "new"), [
     ("README.md", "**70.00**", "**79.00**"),
-    ("README.md", "| 1 | a ", "| 1 | b "),
+    ("README.md", "|   1 | a ", "|   1 | b "),
     ("README.md", "\n\n## imagenet on", "\n| 1 | forged | random | 224 | 99.00 |\n\n## imagenet on"),
     ("README.md", "100 images", "50,000 images"),
+    ("README.md", "device a processor", "device a faster processor"),
     ("leaderboard.tex", "70.00", "79.00"),
     ("leaderboard.tex", "\\bottomrule", "1 & forged & random & 224 & 99.00 \\\\\n\\bottomrule"),
     ("leaderboard.html", '"values":[70.0', '"values":[79.0'),
     ("leaderboard.html", ',70.0]]', ',79.0]]'),
+    ("leaderboard.html", '"cores":2', '"cores":64'),
+    ("leaderboard.html", '"command":""', '"command":"run"'),
+    ("leaderboard.html", "2 ranked results", "2,000 ranked results"),
     ("leaderboard.html", "</style>", "#table td { font-size: 0 }</style>"),
     ("leaderboard.html", '{"summary"', '{"summary'),
 ])  # fmt: skip
 def test_an_edited_page_is_found(page: str, old: str, new: str, store: Store) -> None:
     path = store.root / page
-    text = re.sub(" +", " ", path.read_text()) if page == "README.md" else path.read_text()
-    path.write_text(text)
-    assert doubts(store) == ""
+    text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    assert doubts(store).startswith(page)
+    found = doubts(store)
+    assert found.startswith(page)
+    assert "no record supports" in found
+
+
+def test_a_page_that_differs_in_its_layout_alone_is_found(store: Store) -> None:
+    path = store.root / "README.md"
+    path.write_text(re.sub(" +", " ", path.read_text()))
+    assert doubts(store) == (
+        "README.md: differs from what the records give in its ranks or its layout. Run `board` again."
+    )
+
+
+def test_forged_ranks_are_found(store: Store) -> None:
+    store.save(accuracy("b", 69.9), outcomes(699))
+    CliRunner().invoke(app, ["board", "--results", str(store.root), "-q"])
+    assert doubts(store) == ""
+    for page, old, new in (("README.md", "1= (1–2)", "1 "), ("leaderboard.html", '"ranks":[1,2]', '"ranks":[1,1]')):
+        path = store.root / page
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        assert doubts(store).startswith(f"{page}: differs from what the records give in its ranks")
+        path.write_text(text)
+
+
+def test_a_record_in_another_layout_is_as_it_was_written(store: Store) -> None:
+    path = path_of(store, "cost")
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert doubts(store) == ""
+
+
+def test_boards_that_cannot_be_made_are_a_doubt(store: Store) -> None:
+    for model in "bc":
+        store.save(accuracy(model, 60.0), outcomes(600))
+    for path in store.outcomes.glob("*"):
+        path.write_bytes(b"not gzip")
+    assert "boards: cannot be made of these records. imagenet__" in doubts(store)
+
+
+def test_a_stale_csv_does_not_fill_the_screen(store: Store) -> None:
+    for number in range(30):
+        store.save(accuracy(f"net_{number}", float(number)))
+    CliRunner().invoke(app, ["board", "--results", str(store.root), "-q"])
+    for path in store.records.glob("imagenet__net*"):
+        path.unlink()
+    found = doubts(store).splitlines()
+    assert sum(line.startswith("leaderboard.csv") for line in found) == 21
+    assert "leaderboard.csv: 10 more are supported by no record." in found
 
 
 def test_ranks_and_ties_of_a_page_raise_no_doubt(store: Store) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fake_records import DATA, ENVIRONMENT, SETUP, TOP1, accuracy, cost
 
 from harness.audit import verify
-from harness.board_cli import render
+from harness.board import render
 from harness.leaderboard import differences, make_boards, why_unranked
 from harness.metric import Measurement, Metric
 from harness.ranking import with_ranks
