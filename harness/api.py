@@ -191,7 +191,7 @@ def build_setup(weights: str | Path, allow_partial: bool = False, **options: Any
     Raises:
         BenchError: an option that does not exist or cannot be used.
     """
-    unknown = sorted(options.keys() - Setup.__dataclass_fields__.keys() - set(OVERRIDES))
+    unknown = sorted(options.keys() - set(Setup.__struct_fields__) - set(OVERRIDES))
     if unknown:
         raise SetupError(f"There is no option {unknown[0]!r}.")
     file = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from math import isfinite
 from pathlib import Path
@@ -191,7 +191,7 @@ def _apart(record: Record, others: Sequence[Record]) -> str:
 def setup_of(record: Record) -> str:
     """Return what the user chose for a record, in words, without what it came to, such as hashes of the weights."""
     setup, preprocessing = record.setup, record.setup.preprocessing
-    plain = [entry.name for entry in fields(setup) if entry.name not in ("weights", "preprocessing")]
+    plain = [name for name in setup.__struct_fields__ if name not in ("weights", "preprocessing")]
     words = {
         "weights": setup.weights.source,
         **{name: getattr(setup, name) for name in plain},
@@ -242,7 +242,7 @@ def _conditions(record: Record) -> dict[str, str]:
     found = {"task version": str(record.task_version)}
     if record.data:
         # All of the stamp: two data sets of one fingerprint may be cut in other ways.
-        found["data"] = " ".join(map(str, astuple(record.data)))
+        found["data"] = " ".join(map(str, msgspec.structs.astuple(record.data)))
     if race := record.details.get("race"):
         found["race"] = str(race["id"])
     if record.machine_bound:

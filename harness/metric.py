@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
+
 from harness.errors import BenchError
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(msgspec.Struct, frozen=True):
     """A quantity. It travels inside every record, so that no table has to guess its unit or direction.
 
     Args:
@@ -28,8 +29,7 @@ class Metric:
     minor: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(msgspec.Struct, frozen=True):
     """One value of one metric; `samples` keeps the raw values that it was derived from.
 
     A value of None is a cell that could not be filled, and `reason` says why.

@@ -6,10 +6,13 @@ import hashlib
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
 
 from harness.errors import ModelError, SetupError
 from harness.record import Preprocessing
@@ -78,13 +81,15 @@ def _declaration(module: nn.Module) -> Mapping[str, Any]:
     found = own or getattr(module, "pretrained_cfg", None) or {}
     if is_dataclass(found) and not isinstance(found, type):
         found = asdict(found)
+    elif isinstance(found, Preprocessing):
+        found = msgspec.structs.asdict(found)
     if not isinstance(found, Mapping):
         raise ModelError(
             f"The model declares its preprocessing as {type(found).__name__}; expected a mapping with any of "
             f"input_size, {', '.join(OVERRIDES[1:])}."
         )
     # timm's configurations say much more than this; in a user's own words, what is unknown is a slip.
-    unknown = [key for key in found if key not in Preprocessing.__dataclass_fields__ and key != "input_size"]
+    unknown = [key for key in found if key not in Preprocessing.__struct_fields__ and key != "input_size"]
     if unknown and own and "architecture" not in found:
         raise ModelError(
             f"The model declares preprocessing with {unknown[0]!r}, which does not exist: "

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
+import msgspec
 import numpy
 
 from harness.device import check_device, evaluating, noise, place
@@ -77,7 +78,7 @@ class Race:
         words = ("run_bench.py", "race", "--model", *models, "--rounds", str(race["rounds"]), "--results", "results")
         # The same model may run against itself, so that its place is a part of the key.
         key = digest(race["id"], request.key, place)
-        return replace(record, task="race", key=key, command=" ".join((*words, *choices(job))))
+        return msgspec.structs.replace(record, task="race", key=key, command=" ".join((*words, *choices(job))))
 
     def _id(self) -> str:
         """What tells this race from others, also from the same one at another time."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from harness.errors import RecordError
 from harness.metric import Measurement
@@ -20,8 +20,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Provenance = Literal["measured", "predictions", "published"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     """How an image file becomes a model's input.
 
     In a request None means: as the model declares; in a record all is set.
@@ -53,8 +52,7 @@ class Preprocessing:
     fingerprint: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """Which weights ran.
 
     Args:
@@ -79,8 +77,7 @@ class Weights:
     sha256: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a user chooses about a run, and what the choices came to.
 
     Args:
@@ -101,8 +98,7 @@ class Setup:
     limit: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataStamp:
+class DataStamp(msgspec.Struct, frozen=True, kw_only=True):
     """Which data was evaluated; the fingerprint covers the names and sizes of all files."""
 
     name: str
@@ -119,8 +115,7 @@ class DataStamp:
         return replace(self, fingerprint=hashlib.sha256(joined.encode()).hexdigest()[:16])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Environment:
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """Where a record was made. Nothing here tells a path, a host or a user.
 
     Args:
@@ -143,8 +138,7 @@ class Environment:
     cpu_quota: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One task run on one model under one setup.
 
     Args:
@@ -176,7 +170,7 @@ class Record:
     command: str
     started_at: str
     seconds: float
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = {}
     outcomes_sha256: str = ""
     error: str | None = None
     content_sha256: str = ""
@@ -210,18 +204,24 @@ def digest(*parts: Any) -> str:
 
 def to_json(record: Record) -> bytes:
     """Return the canonical text of a record: the same bytes for equal records."""
-    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
+    return _canonical(msgspec.json.encode(record, order="deterministic"))
+
+
+def _canonical(text: bytes) -> bytes:
+    """JSON as records' files have it."""
+    return msgspec.json.format(text, indent=1) + b"\n"
 
 
 def sealed(record: Record) -> Record:
     """Return a record as it is read again from its text, such as with 49.0 for 49, and the hash of its content."""
     record = from_json(to_json(record), record.name)
-    return replace(record, content_sha256=content_sha256(record))
+    return replace(record, content_sha256=content_sha256(to_json(record)))
 
 
-def content_sha256(record: Record) -> str:
-    """Return the hash of a record's text with the field for it empty."""
-    return hashlib.sha256(to_json(replace(record, content_sha256=""))).hexdigest()
+def content_sha256(text: bytes) -> str:
+    """Return the hash of a record's text with the field for it empty; of the text, so that later fields change none."""
+    content = msgspec.json.decode(text) | {"content_sha256": ""}
+    return hashlib.sha256(_canonical(msgspec.json.encode(content))).hexdigest()
 
 
 def from_json(text: bytes, origin: str) -> Record:
@@ -252,8 +252,7 @@ def _schema(text: bytes) -> int:
         return 0
 
 
-@dataclass
-class _Version:
+class _Version(msgspec.Struct):
     schema: int
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import msgspec
 import numpy
 from numpy.typing import NDArray
 
@@ -132,7 +133,9 @@ def _with_interval(one: Measurement, reaches: Mapping[str, float]) -> Measuremen
     reach = reaches.get(one.metric.name, 0.0) if one.interval is None else 0.0
     if not reach or one.value is None:
         return one
-    return replace(one, interval=(max(0.0, one.value - reach), min(most(one.metric), one.value + reach)))
+    return msgspec.structs.replace(
+        one, interval=(max(0.0, one.value - reach), min(most(one.metric), one.value + reach))
+    )
 
 
 def most(metric: Metric) -> float:

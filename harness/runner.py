@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from harness import distributed
 from harness.album import Album
@@ -124,7 +127,9 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
         state = _state(setup)
         task.model_id = job.model
         task.checkpoint = request.checkpoint(state)
-        task.rebuild = lambda seed: place(prepare(replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup)
+        task.rebuild = lambda seed: place(
+            prepare(dataclasses.replace(job, setup=replace(job.setup, seed=seed)), task)[0], setup
+        )
         if request.journal:
             task.journal = Journal(request.journal, state)
         task.album = request.album() if distributed.first() else None
@@ -144,7 +149,7 @@ def run_request(request: Request) -> tuple[Record, Outcomes | None]:
 
 def with_panels(evaluation: Evaluation, album: Album | None) -> Evaluation:
     """Return an evaluation whose details say of which items there are pictures."""
-    return replace(evaluation, details={**evaluation.details, **album.details}) if album else evaluation
+    return dataclasses.replace(evaluation, details={**evaluation.details, **album.details}) if album else evaluation
 
 
 def _state(setup: Setup) -> str:

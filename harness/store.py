@@ -14,8 +14,9 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from harness.errors import RecordError
 from harness.location import Location, locate, replacing, write_atomically
@@ -66,8 +67,12 @@ class Store:
         Raises:
             RecordError: it is none.
         """
+        return from_json(self.text(name), name)
+
+    def text(self, name: str) -> bytes:
+        """Return the text of one record by its file's name."""
         (content,) = self.location.read_all([f"records/{name}"])
-        return from_json(content, name)
+        return content
 
     def texts(self) -> Iterator[tuple[str, bytes]]:
         """Yield the name and the content of the file of every record, by name."""

@@ -7,9 +7,10 @@ import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from harness.errors import WeightsError
 from harness.record import Weights

@@ -6,9 +6,11 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec.structs import replace
 
 from harness.costs.latency import train_pass
 from harness.costs.memory import MIB, added_peak, free_bytes

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import msgspec
+
 from harness.errors import ModelError
 from harness.features import Features, Pooling
 from harness.metric import Evaluation
@@ -82,7 +84,7 @@ class FrozenProtocol(ABC):
         """Extract the features of both splits, measure, and say in the record what the features were."""
         layer, pooling = self.source(model, task)
         chosen: dict[str, Any] = {"layer": layer, "pooling": pooling, "layout": self.layout}
-        train = extract(model, task, "train", replace(setup, limit=None), **chosen)
+        train = extract(model, task, "train", msgspec.structs.replace(setup, limit=None), **chosen)
         check_finite(train)
         test = extract(model, task, task.evaluated_on, setup, **chosen)
         evaluation = self.measure(train, test, task, setup)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from fake_records import DATA, ENVIRONMENT, SETUP
+from msgspec.structs import replace
 
 from harness.metric import Measurement, Metric
 from harness.record import Environment, Preprocessing, Record, digest, sealed, to_json

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_records import accuracy, cost
+from msgspec.structs import replace
 from test_gate import outcomes
 from typer.testing import CliRunner
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_records import LATENCY, PARAMETERS, TOP1, accuracy, cost
+from msgspec.structs import replace
 
 from harness.leaderboard import make_boards
 from harness.metric import Measurement

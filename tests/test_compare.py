@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 
 import pytest
 from fake_records import SETUP, accuracy, cost
+from msgspec.structs import replace
 from test_gate import outcomes, samples
 from typer.testing import CliRunner
 
@@ -94,7 +95,7 @@ def test_the_command_prints_a_page(store: Store) -> None:
     for name, right in (("on|e", 700), ("two", 640)):
         made = outcomes(right)
         rows = tuple((f"\x1b[2J{row[0]}", *row[1:]) for row in made.rows)
-        store.save(accuracy(name, right / 10), replace(made, rows=rows))
+        store.save(accuracy(name, right / 10), dataclasses.replace(made, rows=rows))
     done = CliRunner().invoke(app, ["compare", "on|e", "two", "--results", str(store.root)])
     assert done.exit_code == 0, done.output
     assert "exact McNemar" in done.output

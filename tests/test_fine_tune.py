@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from dying import DIES, ITSELF
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -241,7 +242,9 @@ def test_a_model_of_another_width_is_an_error_of_its_own(coloured: Path, nets: s
 def test_presets_are_recipes_that_options_change(preset: Any) -> None:
     usual, changed = FineTune(preset), FineTune(preset, epochs=7, lr=0.5, layer_decay=1.0, mixup=0.0, average=0.99)
     assert usual.epochs == PRESETS[preset][0]
-    assert changed.recipe == replace(usual.recipe, steps=7, lr=0.5, layer_decay=1.0, mixup=0.0, average=0.99)
+    assert changed.recipe == dataclasses.replace(
+        usual.recipe, steps=7, lr=0.5, layer_decay=1.0, mixup=0.0, average=0.99
+    )
     assert FineTune(preset, randaugment=0).recipe.augmentation.randaugment == 0
 
 

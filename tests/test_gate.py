@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy
 import pytest
 from fake_records import DATA, ENVIRONMENT, GMACS, LATENCY, accuracy, cost
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -315,7 +316,7 @@ def test_a_hostile_name_stays_text() -> None:
     hostile = Finding(("a|b<script>\n::error::", "t\x00", "", "m,:"), Verdict.WORSE, "why\n::warning::", 1.0, 2.0)
     assert "<script>" not in to_markdown([hostile], POLICY)
     assert len(to_annotations([hostile], POLICY).splitlines()) == 1
-    ElementTree.fromstring(to_junit([hostile, replace(hostile, reason="\ud800\uffff")], POLICY))
+    ElementTree.fromstring(to_junit([hostile, dataclasses.replace(hostile, reason="\ud800\uffff")], POLICY))
 
 
 def test_what_cannot_be_written_is_a_mistake(sides: Sides, tmp_path: Path) -> None:
@@ -360,7 +361,10 @@ def test_ten_thousand_cells_in_three_seconds(sides: Sides) -> None:
 
 
 def test_records_of_all_kinds_are_told_apart() -> None:
-    records: list[Record] = [accuracy("net"), accuracy("net", setup=replace(accuracy("net").setup, batch_size=8))]
+    records: list[Record] = [
+        accuracy("net"),
+        accuracy("net", setup=replace(accuracy("net").setup, batch_size=8)),
+    ]
     found = judge(records, records, POLICY, (Store(Path()), Store(Path())))
     assert len({one.cell for one in found}) == 2
     assert LATENCY.name not in {one.cell[-1] for one in found}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_records import ENVIRONMENT, accuracy, cost
+from msgspec.structs import replace
 from test_gate import POLICY, Sides, outcomes
 
 from harness.errors import RecordError

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_records import PARAMETERS, cost
+from msgspec.structs import replace
 
 from harness.attention_cli import tables
 from harness.growth import IS_CONTROL, QUANTITIES, Pair, Points, below, interval_of, summarise, token_counts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_records import DATA, ENVIRONMENT, SETUP, TOP1, accuracy, cost
+from msgspec.structs import replace
 
 from harness.audit import verify
 from harness.board import render

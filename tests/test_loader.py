@@ -8,12 +8,12 @@ import multiprocessing
 import time
 import weakref
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from torch import Tensor, nn
 

@@ -7,7 +7,6 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ import pytest
 from fake_records import accuracy, cost
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from msgspec.structs import replace
 from test_gate import outcomes
 from typer.testing import CliRunner, Result
 

@@ -6,7 +6,6 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn

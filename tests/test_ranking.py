@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_records import GMACS, LATENCY, PARAMETERS, TOP1, accuracy, cost
+from msgspec.structs import replace
 from test_gate import outcomes
 
 from harness.budget import Limit, parse, within

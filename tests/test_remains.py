@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from fake_records import TOP1, accuracy
+from msgspec.structs import replace
 
 from harness.errors import RecordError
 from harness.isolation import Way, why_not

@@ -6,12 +6,12 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_records import accuracy
 from many_records import many_records, write_records
+from msgspec.structs import replace
 from test_gate import outcomes
 
 from harness.leaderboard import make_boards

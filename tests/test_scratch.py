@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from msgspec.structs import replace
 
 from harness import run
 from harness.errors import DataError, SetupError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gzip
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from harness.errors import RecordError
 from harness.metric import Outcomes

@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_records import accuracy
+from msgspec.structs import replace
 from submissions import CANARY, CHECKPOINT, CLAIM, MODEL, PREDICTIONS, put
 from typer.testing import CliRunner
 

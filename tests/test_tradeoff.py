@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from fake_records import GMACS, PARAMETERS, SETUP, TOP1, accuracy, cost
+from msgspec.structs import replace
 from test_gate import outcomes
 
 from harness.compare import compare
@@ -151,7 +152,7 @@ def test_each_carrier_is_compared_with_itself() -> None:
     expected = seed_differences([table["v"], table["v+a"], table["v+b"]], 0)
     corrected = holm([expected[1].p, expected[2].p])
     for name, raw, p in (("a", expected[1], corrected[0]), ("b", expected[2], corrected[1])):
-        assert plain[name].change == replace(raw, p=p)
+        assert plain[name].change == dataclasses.replace(raw, p=p)
     assert pyramid["a"].change is not None
     assert pyramid["a"].change.p == pytest.approx(scipy.stats.ttest_rel(table["p"], table["p+a"]).pvalue)
     assert plain["a"].over_images == pytest.approx(3.5)
@@ -171,7 +172,10 @@ def test_the_front_is_what_nothing_beats() -> None:
 def test_costs_are_those_of_the_trained_size_and_of_one_machine() -> None:
     records = [trained(model, [60.0, 61.0]) for model in ("v", "v+a", "v+b")]
     larger = replace(RANDOM, preprocessing=replace(RANDOM.preprocessing, image_size=(512, 512)))
-    there = replace(priced("v", 2.0, 7.0), environment=replace(records[0].environment, device="another", versions={}))
+    there = replace(
+        priced("v", 2.0, 7.0),
+        environment=replace(records[0].environment, device="another", versions={}),
+    )
     costs = [
         priced("v", 2.0, 11.0), priced("v+a", 3.0, 12.0, details={"disturbed": ["latency: company"]}),
         priced("v+b", 9.0, 99.0, setup=larger), replace(there, key="ffffffff"),
@@ -237,7 +241,7 @@ def test_figures_repeat_and_name_every_attention(board: Tradeoff) -> None:
     assert drawn == draw_tradeoff(board, "light") != draw_tradeoff(board, "dark")
     assert drawn.count(b">2  softmax</text>") == 1
     assert drawn.count(b">2</text>") == len(board.costs) == 4  # its number in each plot
-    bare = draw_tradeoff(replace(board, costs=board.costs[:1]), "dark")
+    bare = draw_tradeoff(dataclasses.replace(board, costs=board.costs[:1]), "dark")
     assert bare.count(b">2</text>") == 1
 
 

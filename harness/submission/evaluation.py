@@ -88,7 +88,7 @@ def evaluate(submission: Submission, folder: Path, plan: Plan, place: Path, limi
     try:
         for record, outcomes in records_of(plan, expected_model(submission), Store(isolated)):
             details = {**record.details, **about(submission, sha256, way)}
-            stamped = replace(record, model=submission.submission.name, details=details)
+            stamped = msgspec.structs.replace(record, model=submission.submission.name, details=details)
             records.append(Store(place).save(stamped, outcomes))
     except (BenchError, OSError, ValueError) as error:
         return replace(report, failure=report.failure or f"Its records cannot be used: {printable(str(error))[:300]}")

@@ -17,7 +17,7 @@ from harness.conformance import Check
 from harness.errors import RecordError
 from harness.inspection.files import MIB, Problem, inside, inspect_tree, printable
 from harness.metric import Outcomes
-from harness.record import Record, content_sha256
+from harness.record import Record, content_sha256, from_json
 from harness.store import Store
 from harness.submission.plan import Plan
 
@@ -78,13 +78,13 @@ def records_of(plan: Plan, model: str, store: Store) -> Iterator[tuple[Record, O
         if total > LARGEST_RECORDS:
             raise RecordError(f"Its records have more than {LARGEST_RECORDS // MIB} MiB.")
         try:
-            record = store.read(name)
+            record = from_json(text := store.text(name), name)
         except RecursionError as error:
             raise RecordError(f"{name} is nested without end.") from error
         mine = record.model == model and record.setup.limit == plan.limit
         if not mine or (record.task not in plan.tasks and not plan.predictions) or name != f"{record.name}.json":
             continue
-        if record.provenance != provenance or record.content_sha256 != content_sha256(record):
+        if record.provenance != provenance or record.content_sha256 != content_sha256(text):
             raise RecordError(f"{name} is not as the harness wrote it.")
         yield _shown(record, name), _outcomes(store, record) if record.outcomes_sha256 else None
 

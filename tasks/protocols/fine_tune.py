@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import msgspec
+
 from harness.device import noise
 from harness.optimizer import knows_layers
 from harness.record import Setup
@@ -109,7 +111,7 @@ class FineTune:
         epoch = len(source) / self.recipe.batch
         steps, warmup = max(1, round(self.epochs * epoch)), round(self.warmup * epoch)
         recipe = replace(self.recipe, steps=steps, warmup=warmup).within(task.augmentation)
-        head = fit_head(model, task.num_classes, noise(replace(setup, batch_size=2)), setup, setup.seed)
+        head = fit_head(model, task.num_classes, noise(msgspec.structs.replace(setup, batch_size=2)), setup, setup.seed)
         dropped = set_stochastic_depth(model, self.drop_path)
         trained = train_classifier(
             model, task.num_classes, source, recipe, setup,
