@@ -292,7 +292,7 @@ def _accuracy(
     if paired is None:
         points = scale * (values[1] - values[0])
         within = abs(points) <= policy.accuracy_margin
-        reason = f"{points:+.2f} points; no outcomes to pair, so that chance is not known"
+        reason = f"{points:+.2f} points; no outcomes to pair, so that chance is not known" if points else "equal"
         return (Verdict.SAME if not points else Verdict.INCONCLUSIVE if within or points > 0 else Verdict.WORSE), reason
     points, low, high = (scale * value for value in (paired.change, paired.low, paired.high))
     reason = f"{points:+.2f} points ({low:+.2f} to {high:+.2f}), {paired.counts}, p = {paired.p:.2g}"

@@ -17,6 +17,7 @@ from harness import run
 from harness.audit import differing, job_of, verify
 from harness.cli import app
 from harness.errors import RecordError
+from harness.metric import Measurement, Metric
 from harness.record import Record, Setup, Weights
 from harness.store import Store
 
@@ -199,6 +200,29 @@ def test_a_run_is_repeated(nets: str, make_imagenet: Callable[..., Path], tmp_pa
     Path(nets).write_text(Path(nets).read_text() + "\n# another file\n")
     code, told = rerun(record, results, *where)
     assert "source:" in told
+
+
+def test_of_a_repeated_run_every_number_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minor = Metric("latency_n49", "ms", higher_is_better=False, minor=True)
+    shares = Metric("share_fft", "%", higher_is_better=False, minor=True)
+    store = Store(tmp_path / "results")
+
+    def measured(*more: Measurement) -> Record:
+        return cost("net", 10.0, measurements=(*cost("net", 10.0).measurements, *more))
+
+    def run_again(again: Record) -> Callable[..., list[Record]]:
+        return lambda jobs, target, *words, **options: [target.save(again)]
+
+    before = store.save(measured(Measurement(minor, 5.0), Measurement(shares, 1.0)))
+    after = measured(Measurement(minor, 9.0), Measurement(shares, 1.0))
+    monkeypatch.setattr("harness.audit.run_jobs", run_again(after))
+    code, told = rerun(before, store.root)
+    assert (code, "latency_n49: worse. +80.0 %" in told) == (0, True), told
+    assert "leave out, and that are the same: 1" in told
+    empty = cost("net", 10.0, measurements=(Measurement(minor, None, reason="no counter"),))
+    monkeypatch.setattr("harness.audit.run_jobs", run_again(empty))
+    code, told = rerun(store.save(empty), store.root)
+    assert (code, "There is no number to compare with: net on cost: no latency_n49: no counter" in told) == (1, True)
 
 
 def test_a_record_of_a_submission_is_repeated_as_what_ran(
