@@ -13,7 +13,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
     "errors", "distributed", "registry", "progress", "images", "metric", "journal", "statistics", "significance",
-    "resampling", "record", "cache", "location", "store", "album", "checkpoint",
+    "resampling", "details", "record", "cache", "location", "store", "album", "checkpoint",
     "cgroup", "nvml", "environment", "mmseg_config", "mmseg_segmentor", "factory", "models", "weights",
     "sources", "blocks", "features", "taps", "pyramid", "mmseg_backbone", "alone", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
