@@ -16,7 +16,7 @@ from harness.errors import RecordError
 from harness.gate import Finding, Policy, judge
 from harness.leaderboard import make_boards
 from harness.ranking import with_ranks
-from harness.record import Preprocessing, Record, Setup, Weights, content_sha256, from_json
+from harness.record import Preprocessing, Record, Setup, Weights, content_sha256, skim
 from harness.runner import Job
 from harness.statements import unsupported
 from harness.store import Store, uncollected
@@ -43,7 +43,7 @@ def verify(store: Store) -> list[Doubt]:
     with uncollected():
         for name, text in store.texts():
             try:
-                record = from_json(text, name)
+                record = skim(text, name)
             except RecordError as error:
                 found.append(Doubt(name, str(error)))
                 continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import options
-from harness.errors import BenchError
+from harness.errors import BenchError, SetupError
 
 if TYPE_CHECKING:
     from harness.store import Store
@@ -30,6 +30,8 @@ def board(
     """Rank the records, and write README.md, leaderboard.csv, .tex and .html beside them."""
     from harness.store import Store, uncollected
 
+    if check and budget is not None:
+        raise SetupError("--check compares the written pages and --budget writes none; give one of them.")
     store = Store(results)
     if not store.location.exists():
         raise BenchError(f"There are no results in {str(store)!r}. Run something first: run_bench.py run --help")
@@ -43,13 +45,15 @@ def _board(store: Store, check: bool, budget: str | None, quiet: bool) -> None:
     from harness.budget import parse, within
     from harness.leaderboard import make_boards
     from harness.ranking import with_ranks
+    from harness.record import skim
     from harness.tables import to_markdown
 
-    limits = parse(budget) if budget else None
-    boards, left_out = make_boards(store.load())
+    limits = None if budget is None else parse(budget)
+    boards, left_out = make_boards(store.load(skim))
     boards = [with_ranks(found, store) for found in boards]
-    if limits:
-        print(to_markdown(within(boards, limits), ()))
+    if limits is not None:
+        kept = within(boards, limits)
+        print(to_markdown(kept, ()) if kept else f"No ranked model is within {budget}.")
         return
     pages = render(boards, left_out)
     if check:

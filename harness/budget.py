@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from harness.errors import SetupError, UnknownName
 from harness.factory import nearest
-from harness.leaderboard import Board, identity
+from harness.leaderboard import Board, Row, identity
 
 SIGNS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -49,9 +49,10 @@ def parse(text: str) -> list[Limit]:
 
 
 def within(boards: Sequence[Board], limits: Sequence[Limit]) -> list[Board]:
-    """Return the boards with those rows whose model, at its image size, stays within every limit on any board.
+    """Return the boards with those rows that stay within every limit; ranks stay those among all.
 
-    A model that a metric was not measured of stays out. Ranks stay those among all.
+    A row's own value decides. Where it has none, as accuracy has no latency, any that was measured of its model at its
+    image size does, on whichever board; where nothing was measured, the row stays out.
 
     Raises:
         UnknownName: no board has such a metric.
@@ -59,18 +60,24 @@ def within(boards: Sequence[Board], limits: Sequence[Limit]) -> list[Board]:
     values: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for board in boards:
         for row in board.rows:
-            for name, value in row.values.items():
+            for name, value in row.every_value().items():
                 if value is not None:
                     values[identity(row.record)][name].append(value)
     known = sorted({name for found in values.values() for name in found})
     for limit in limits:
         if limit.metric not in known:
-            raise UnknownName(f"No board has a metric named {limit.metric!r}.{nearest(limit.metric, known)}")
-    kept = [replace(board, rows=tuple(row for row in board.rows if _fits(values[identity(row.record)], limits)))
+            hint = nearest(limit.metric, known) or " The heads of the tables that `board` writes name them."
+            raise UnknownName(f"No board has a metric named {limit.metric!r}.{hint}")
+    kept = [replace(board, rows=tuple(row for row in board.rows if _fits(row, values[identity(row.record)], limits)))
             for board in boards]  # fmt: skip
     return [board for board in kept if board.rows]
 
 
-def _fits(values: Mapping[str, Sequence[float]], limits: Sequence[Limit]) -> bool:
-    """Whether some measured value of each metric is within its limit: on whichever machine."""
-    return all(any(SIGNS[limit.sign](value, limit.value) for value in values.get(limit.metric, ())) for limit in limits)
+def _fits(row: Row, elsewhere: Mapping[str, Sequence[float]], limits: Sequence[Limit]) -> bool:
+    """Whether the row's value of each metric, or one measured elsewhere, is within its limit."""
+    for limit in limits:
+        own = row.every_value().get(limit.metric)
+        values = elsewhere.get(limit.metric, ()) if own is None else (own,)
+        if not any(SIGNS[limit.sign](value, limit.value) for value in values):
+            return False
+    return True

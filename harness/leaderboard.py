@@ -6,24 +6,28 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 
 import msgspec
 
 from harness.metric import Measurement, Metric
 from harness.record import Record, Setup
 
+Interval = tuple[float, float]
 # Costs that do not depend on the machine stand beside accuracy too.
 JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G", higher_is_better=False))
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A record in a board; equal headline values share a rank.
 
     Args:
         label: model, weights and image size, unique in the board: rows that would look alike end in their record's key.
         tied: whether a neighbour has the same value, or does not differ beyond chance.
         ranks: the best and the worst rank that the data allow, jointly at 95 %; None where nothing tells.
-        intervals: the 95 % interval of a value by its metric, where the record has one.
+        metrics: those of the board.
+        values: by these; None where there is none.
+        intervals: the 95 % interval of each value; None where the record has none.
         note: what a reader must know of the row; empty for nothing.
     """
 
@@ -31,10 +35,27 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     tied: bool
     record: Record
-    values: Mapping[str, float | None]
+    metrics: tuple[Metric, ...]
+    values: tuple[float | None, ...]
+    intervals: tuple[Interval | None, ...]
     ranks: tuple[int, int] | None = None
-    intervals: dict[str, tuple[float, float]] = {}
     note: str = ""
+
+    def value(self, metric: Metric) -> float | None:
+        """Return the value of one of the board's metrics."""
+        return self.values[self.metrics.index(metric)]
+
+    def interval(self, metric: Metric) -> Interval | None:
+        """Return its 95 % interval."""
+        return self.intervals[self.metrics.index(metric)]
+
+    def every_value(self) -> dict[str, float | None]:
+        """Return values by name: all that the record has, minor ones too, and those that stand beside them."""
+        found = self.record.values()
+        for metric, value in zip(self.metrics, self.values, strict=True):
+            if value is not None:
+                found.setdefault(metric.name, value)
+        return found
 
 
 @dataclass
@@ -69,32 +90,32 @@ class Board:
 
     @cached_property
     def shown(self) -> list[list[str]]:
-        """The values of each row as tables print them, by the board's metrics."""
-        return [[value_shown(row, metric) for metric in self.metrics] for row in self.rows]
+        """The values of each metric as tables print them, by the board's rows."""
+        return [
+            [value_shown(row.values[place], row.intervals[place], metric.decimals) for row in self.rows]
+            for place, metric in enumerate(self.metrics)
+        ]
 
     @cached_property
     def best(self) -> list[str]:
         """The best value of each metric as it is printed; empty where there is none."""
-        return [best_shown(self.rows, metric) for metric in self.metrics]
+        return [_best_shown(metric, (row.values[n] for row in self.rows)) for n, metric in enumerate(self.metrics)]
 
 
-def best_shown(rows: Sequence[Row], metric: Metric) -> str:
-    """Return the best value of a column as it is printed; empty where there is none."""
-    values = [value for row in rows if (value := row.values.get(metric.name)) is not None]
-    if not values:
+def _best_shown(metric: Metric, values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
         return ""
-    return f"{max(values) if metric.higher_is_better else min(values):.{metric.decimals}f}"
+    return f"{max(known) if metric.higher_is_better else min(known):.{metric.decimals}f}"
 
 
-def value_shown(row: Row, metric: Metric) -> str:
-    """Return a value with the metric's decimals, and half the width of its interval where it has one."""
-    value = row.values.get(metric.name)
+def value_shown(value: float | None, interval: Interval | None, decimals: int) -> str:
+    """Return a value as tables print it, with half the width of its interval where it has one."""
     if value is None:
         return "–"
-    text = f"{value:.{metric.decimals}f}"
-    if interval := row.intervals.get(metric.name):
-        text += f" ±{(interval[1] - interval[0]) / 2:.{metric.decimals}f}"
-    return text
+    if interval is None:
+        return f"{value:.{decimals}f}"
+    return f"{value:.{decimals}f} ±{(interval[1] - interval[0]) / 2:.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -247,16 +268,15 @@ def _board(
     costs: Mapping[tuple[str, ...], MachineFree],
 ) -> Board:
     """Rank comparable records."""
-    metrics = {m.metric.name: m.metric for record in group for m in record.measurements if not m.metric.minor}
-    headline = group[0].measurements[0].metric
-    joined = {} if group[0].machine_bound else {metric.name: metric for metric in JOINED}
-    beside = costs if joined else {}
-    scored = [(_sort_value(values := record.values(), headline), record, values) for record in group]
-    scored.sort(key=lambda one: one[0])
-    scores, best_first, own = zip(*scored, strict=True)
+    metrics = _metrics(group)
+    names, headline = tuple(metric.name for metric in metrics), group[0].measurements[0].metric
+    beside = {} if group[0].machine_bound else costs
+    scored = sorted(((_sort_value(record, headline), record) for record in group), key=itemgetter(0))
+    scores, best_first = zip(*scored, strict=True)
     labels = [who(record) for record in best_first]
     alike, equal = Counter(labels), Counter(scores)
     counted = [beside.get(identity(record), NOTHING) if beside else NOTHING for record in best_first]
+    cells = [_cells(record, free, names) for record, free in zip(best_first, counted, strict=True)]
     ranks = {score: 1 + index for index, score in reversed(list(enumerate(scores)))}
     rows = [
         Row(
@@ -264,18 +284,36 @@ def _board(
             rank=ranks[score],
             tied=equal[score] > 1,
             record=record,
-            values={**free.values, **values},
-            intervals={m.metric.name: m.interval for m in record.measurements if m.interval is not None},
+            metrics=metrics,
+            values=values,
+            intervals=intervals,
             note=record.details.get("nominal") or free.note,
         )
-        for record, values, score, label, free in zip(best_first, own, scores, labels, counted, strict=True)
+        for record, (values, intervals), score, label, free in zip(
+            best_first, cells, scores, labels, counted, strict=True
+        )
     ]
-    return Board(task, shared, tuple({**metrics, **joined}.values()), tuple(rows))
+    return Board(task, shared, metrics, tuple(rows))
 
 
-def _sort_value(values: Mapping[str, float | None], headline: Metric) -> float:
-    """Smaller is better."""
-    value = values[headline.name]
+def _metrics(group: Sequence[Record]) -> tuple[Metric, ...]:
+    """The columns of a board: what its records measured, and of accuracy what stands beside it."""
+    found = {m.metric.name: m.metric for record in group for m in record.measurements if not m.metric.minor}
+    return tuple((found if group[0].machine_bound else found | {metric.name: metric for metric in JOINED}).values())
+
+
+def _cells(
+    record: Record, free: MachineFree, names: Sequence[str]
+) -> tuple[tuple[float | None, ...], tuple[Interval | None, ...]]:
+    """Values and their intervals by the names of metrics."""
+    own = {one.metric.name: one for one in record.measurements}
+    values = [own[name].value if name in own else free.values.get(name) for name in names]
+    return tuple(values), tuple([own[name].interval if name in own else None for name in names])
+
+
+def _sort_value(record: Record, headline: Metric) -> float:
+    """Smaller is better; a record without a value comes last."""
+    value = next((one.value for one in record.measurements if one.metric.name == headline.name), None)
     if value is None:
         return float("inf")
     return -value if headline.higher_is_better else value

@@ -12,7 +12,7 @@ from msgspec import Meta
 from harness.errors import BenchError
 
 
-class Metric(msgspec.Struct, frozen=True):
+class Metric(msgspec.Struct, frozen=True, gc=False):
     """A quantity. It travels inside every record, so that no table has to guess its unit or direction.
 
     Args:
@@ -30,7 +30,7 @@ class Metric(msgspec.Struct, frozen=True):
     minor: bool = False
 
 
-class Measurement(msgspec.Struct, frozen=True):
+class Measurement(msgspec.Struct, frozen=True, gc=False):
     """One value of one metric; `samples` keeps the raw values that it was derived from.
 
     A value of None is a cell that could not be filled, and `reason` says why.

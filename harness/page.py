@@ -12,12 +12,14 @@ from typing import Any
 
 import msgspec
 
+from harness.budget import ALSO
 from harness.leaderboard import Board, LeftOut, Row, identity
 from harness.metric import Measurement, Metric
-from harness.published import beside
+from harness.published import beside, shown
 from harness.record import Record
 
 TEMPLATE = Path(__file__).parent / "assets" / "page"
+FILES = ("page.html", "page.css", "plot.js", "page.js")
 
 
 def to_html(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> bytes:
@@ -26,7 +28,8 @@ def to_html(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> bytes:
     Whatever comes from a record is data in a JSON block, and the script shows it as text. The page's own policy lets no
     other script run and nothing be fetched.
     """
-    html, style, script = ((TEMPLATE / name).read_bytes() for name in ("page.html", "page.css", "page.js"))
+    html, style, *scripts = map(Path.read_bytes, (TEMPLATE / name for name in FILES))
+    script = b"\n".join(scripts)
     parts = {
         b"style": style,
         b"script": script,
@@ -55,26 +58,31 @@ def _packed(found: Any) -> msgspec.Raw:
 
 
 def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """Return what the script draws: boards, models with their records, what these share, and what was left out."""
+    """Return what the script draws: boards, models with their records and published values, and what these share."""
     models, published = _Models(), defaultdict(list)
     for board in boards:
         for row in board.rows:
             models.add(row.record, "")
-    for one in beside(boards, left_out):
-        published[one.record.model].append(one.cells)
-    left_out = [item for item in left_out if item.record.provenance != "published"]
+    ranked = len(models.numbers)
     for item in left_out:
-        models.add(item.record, item.reason)
+        if item.record.provenance != "published":
+            models.add(item.record, item.reason)
+    found = beside(boards, left_out)
+    for one in found:
+        published[one.record.model].append((one.kind, one.record.task, one.image, *one.cells))
+    for one in shown(found):
+        models.numbers.setdefault(one.record.model, len(models.numbers))
     count = sum(len(board.rows) for board in boards)
     identities: dict[tuple[str, ...], int] = {}
     return {
-        "summary": f"{count:,} ranked results of {len(models.found):,} models on {len(boards):,} boards",
+        "summary": f"{count:,} ranked results of {ranked:,} models on {len(boards):,} boards",
         "boards": [_board(board, models.numbers, identities) for board in boards],
         "models": [
-            {"name": name, "records": found, "published": published[name]} for name, found in models.found.items()
+            {"name": name, "records": models.found[name], "published": published[name]} for name in models.numbers
         ],
+        "elsewhere": sum(len(cells) for name, cells in published.items() if name not in models.numbers),
+        "also": ALSO,
         **{kind: shared.values() for kind, shared in models.shared.items()},
-        "leftOut": [[f"{one.record.model} on {one.record.task} ({one.record.key})", one.reason] for one in left_out],
     }
 
 
@@ -101,7 +109,7 @@ class _Models:
         self.found: dict[str, list[msgspec.Raw]] = defaultdict(list)
         self.numbers: dict[str, int] = {}
         self.shared = {kind: _Shared() for kind in ("environments", "setups", "data", "quantities")}
-        self._quantities: dict[tuple[str, str], int] = {}
+        self._quantities: dict[tuple[str, ...], int] = {}
 
     def add(self, record: Record, refused: str) -> None:
         """Take in a record, with the reason for which it does not rank."""
@@ -111,23 +119,25 @@ class _Models:
             "task": record.task, "key": record.key, "provenance": record.provenance, "command": record.command,
             "refused": refused, "environment": shared["environments"].number(record.environment),
             "setup": shared["setups"].number(record.setup), "data": shared["data"].number(record.data),
-            "measurements": [self._measurement(one) for one in record.measurements],
+            "quantities": self._number(record.measurements), "values": [one.value for one in record.measurements],
+            "reasons": [one.reason for one in record.measurements if one.value is None],
             "about": {
                 "started_at": record.started_at, "seconds": record.seconds, "source_sha256": record.source_sha256,
             },
         }))  # fmt: skip
 
-    def _measurement(self, one: Measurement) -> list[Any]:
-        """The number of its quantity, the value, and where there is none the reason."""
-        quantity = one.metric.name, one.metric.unit
-        number = self._quantities.get(quantity)
+    def _number(self, measurements: Sequence[Measurement]) -> int:
+        """The number of the names and units of measurements, which most records of a task have alike."""
+        names = (*[one.metric.name for one in measurements], *[one.metric.unit for one in measurements])
+        number = self._quantities.get(names)
         if number is None:
-            number = self._quantities[quantity] = self.shared["quantities"].number(quantity)
-        return [number, one.value] if one.value is not None else [number, None, one.reason]
+            pairs = [(one.metric.name, one.metric.unit) for one in measurements]
+            number = self._quantities[names] = self.shared["quantities"].number(pairs)
+        return number
 
 
 def _board(board: Board, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
-    shared, names = dict(board.conditions), [metric.name for metric in board.metrics]
+    shared = dict(board.conditions)
     return {
         "task": board.task,
         "title": board.title,
@@ -136,7 +146,7 @@ def _board(board: Board, numbers: Mapping[str, int], identities: dict[tuple[str,
         "conditions": [[label, value] for label, value in board.conditions if label != "data"],
         "metrics": [_metric(metric) for metric in board.metrics],
         "best": board.best,
-        "rows": [_packed(_row(row, names, numbers, identities)) for row in board.rows],
+        "rows": [_packed(_row(row, numbers, identities)) for row in board.rows],
     }
 
 
@@ -144,9 +154,7 @@ def _metric(metric: Metric) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better, "decimals": metric.decimals}
 
 
-def _row(
-    row: Row, names: Sequence[str], numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]
-) -> dict[str, Any]:
+def _row(row: Row, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
     record = row.record
     return {
         "rank": row.rank,
@@ -157,8 +165,8 @@ def _row(
         "family": family(record.model),
         "identity": identities.setdefault(identity(record), len(identities)),
         "note": row.note,
-        "values": list(map(row.values.get, names)),
-        "intervals": list(map(row.intervals.get, names)),
+        "values": row.values,
+        "intervals": row.intervals,
     }
 
 

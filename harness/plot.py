@@ -69,11 +69,11 @@ def draw_tradeoff(found: Tradeoff, theme: str) -> bytes:
 def _draw_costs(axes: Axes, found: Tradeoff, metric: Metric, faint: str) -> None:
     """Draw every attention over one cost by its number; the control is a star, and the front a line of steps."""
     points = [
-        (float(one.costs[metric.name].value or 0), float(one.row.values[found.accuracy.name] or 0), number, one)
+        (float(one.costs[metric.name].value or 0), float(one.row.value(found.accuracy) or 0), number, one)
         for number, one in enumerate(found.contenders, 1) if metric.name in one.costs
     ]  # fmt: skip
     for x, y, number, one in points:
-        low, high = one.row.intervals.get(found.accuracy.name, (y, y))
+        low, high = one.row.interval(found.accuracy) or (y, y)
         axes.plot([x, x], [low, high], color=faint, linewidth=1, zorder=1)
         control = one.row.record.model == found.carrier
         colour = COLOURS[5] if control else COLOURS[0]

@@ -210,6 +210,17 @@ class Beside:
     measured: float | None
 
     @property
+    def kind(self) -> str:
+        """Whether it was claimed in a submission, or published."""
+        return "claimed" if "submission" in self.record.details else "published"
+
+    @property
+    def image(self) -> str:
+        """Side of the input that the source tells; a dash where it tells none."""
+        size = self.record.setup.preprocessing.image_size
+        return str(size[0]) if size else "–"
+
+    @property
     def cells(self) -> tuple[str, str, str, str, str]:
         """Metric, value, measured, difference and source, as tables show them."""
         decimals = self.metric.decimals
@@ -266,4 +277,4 @@ def _measured(boards: Sequence[Board]) -> dict[tuple[str, str, str, str], dict[A
 
 def shown(found: Sequence[Beside]) -> list[Beside]:
     """Return what a page without filters shows: values beside measured ones, and the claims of submissions."""
-    return [one for one in found if one.measured is not None or "submission" in one.record.details]
+    return [one for one in found if one.measured is not None or one.kind == "claimed"]

@@ -38,12 +38,12 @@ def with_ranks(board: Board, store: Store) -> Board:
     values with intervals by a normal test. All pairs are corrected together (Holm), at a joint level of 95 %.
     """
     metric, rows = board.metrics[0], board.rows
-    if not 1 < len(rows) <= MOST_ROWS or any(row.values[metric.name] is None for row in rows):
+    if not 1 < len(rows) <= MOST_ROWS or any(row.value(metric) is None for row in rows):
         return board
     p = _p_values(rows, metric, store)
     if p is None:
         return board
-    scores = [(1 if metric.higher_is_better else -1) * float(row.values[metric.name] or 0) for row in rows]
+    scores = [(1 if metric.higher_is_better else -1) * float(row.value(metric) or 0) for row in rows]
     ranks = rank_intervals(scores, p, LEVEL)
     apart = [_apart(first, second) for first, second in pairwise(ranks)]
     tied = [not (before and after) for before, after in zip([True, *apart], [*apart, True], strict=True)]
@@ -102,14 +102,15 @@ def _by_intervals(rows: Sequence[Row], metric: Metric) -> NDArray[numpy.float64]
     """
     from scipy.special import ndtr
 
-    if not any(metric.name in row.intervals for row in rows):
+    intervals = [row.interval(metric) for row in rows]
+    if not any(intervals):
         return None
     cost = rows[0].record.machine_bound
     place: Any = numpy.log if cost else numpy.asarray
-    ends = [row.intervals.get(metric.name, (numpy.nan, numpy.nan)) for row in rows]
+    ends = [interval or (numpy.nan, numpy.nan) for interval in intervals]
     if cost and any(low <= 0 for low, _ in ends):
         return None
-    values = place(numpy.array([row.values[metric.name] for row in rows], dtype=float))
+    values = place(numpy.array([row.value(metric) for row in rows], dtype=float))
     spread = numpy.array([float(place(high)) - float(place(low)) for low, high in ends]) / (2 * 1.959964)
     p = numpy.ones((len(rows), len(rows)))
     for start in range(0, len(rows), AT_ONCE):

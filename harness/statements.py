@@ -88,7 +88,9 @@ class _Record(msgspec.Struct):
     environment: int
     setup: int
     data: int
-    measurements: tuple[tuple[Any, ...], ...]
+    quantities: int
+    values: tuple[float | None, ...]
+    reasons: tuple[str, ...]
     provenance: str
     command: str
     refused: str
@@ -101,17 +103,17 @@ class _Model(msgspec.Struct):
     records: tuple[msgspec.Raw, ...]
 
 
-class _Data(msgspec.Struct, rename={"left_out": "leftOut"}):
+class _Data(msgspec.Struct):
     """The data of a page; rows and records stay text until each has its turn, since a page may have very many."""
 
     summary: str
     boards: tuple[_Board, ...]
     models: tuple[_Model, ...]
-    left_out: tuple[tuple[str, ...], ...]
+    elsewhere: int
     environments: tuple[msgspec.Raw, ...]
     setups: tuple[msgspec.Raw, ...]
     data: tuple[msgspec.Raw, ...]
-    quantities: tuple[tuple[str, str], ...]
+    quantities: tuple[tuple[tuple[str, str], ...], ...]
 
 
 _ROW, _RECORD = msgspec.json.Decoder(_Row), msgspec.json.Decoder(_Record)
@@ -130,7 +132,7 @@ def _html(page: bytes) -> Iterator[Statement]:
 
 
 def _values(data: _Data) -> Iterator[tuple[Any, ...]]:
-    yield (data.summary,)
+    yield data.summary, data.elsewhere
     for board in data.boards:
         for row in map(_ROW.decode, board.rows):
             row_of = (board.title, *row.label)
@@ -142,15 +144,14 @@ def _values(data: _Data) -> Iterator[tuple[Any, ...]]:
         yield from ((model.name, *cells) for cells in model.published)
         for record in map(_RECORD.decode, model.records):
             yield from _told(record, model.name, data)
-    yield from data.left_out
 
 
 def _told(record: _Record, model: str, data: _Data) -> Iterator[tuple[Any, ...]]:
     """What a model's part of the page tells of one record."""
     of = (model, record.task, record.key)
-    for number, *value in record.measurements:
-        yield (*of, *data.quantities[number], *value)
-    yield (*of, record.provenance, record.command, record.refused, *record.about.values())
+    for quantity, value in zip(data.quantities[record.quantities], record.values, strict=True):
+        yield (*of, *quantity, value)
+    yield (*of, record.provenance, record.command, record.refused, *record.reasons, *record.about.values())
     kinds = (data.environments, record.environment), (data.setups, record.setup), (data.data, record.data)
     for shared, number in kinds:
         yield (*of, bytes(shared[number]).decode())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 
-from harness.leaderboard import Board, LeftOut, Row, differences
+from harness.leaderboard import JOINED, Board, LeftOut, Row, differences
 from harness.metric import Metric
 from harness.published import beside, shown
 from harness.race import Race, Standing
@@ -36,26 +39,22 @@ def published_to_markdown(boards: Sequence[Board], left_out: Sequence[LeftOut]) 
     """Return the section of what others published, a table a task, beside what was measured; nothing where none did."""
     found = beside(boards, left_out)
     parts = ["## Published and claimed"] if found else []
-    for task in dict.fromkeys(one.record.task for one in found):
-        mine = [one for one in found if one.record.task == task]
-        body = [[escape(cell) for cell in (one.record.model, *one.cells)] for one in shown(mine)]
-        head = ["model", "metric", "value", "measured", "difference", "source"]
-        parts.append(f"### {escape(task)}")
-        if body:
-            parts.append(pipe_table(head, body, "llrrrl"))
-        if len(body) < len(mine):
-            parts.append(f"{len(mine) - len(body):,} more published values are of models that were not measured here.")
+    rest = Counter(one.record.task for one in found)
+    for task, mine in groupby(shown(found), key=lambda one: one.record.task):
+        body = [[escape(cell) for cell in (one.record.model, one.kind, one.image, *one.cells)] for one in mine]
+        head = ["model", "kind", "image", "metric", "value", "measured", "difference", "source"]
+        parts += [f"### {escape(task)}", pipe_table(head, body, "llrlrrrl")]
+        rest[task] -= len(body)
+    if more := ", ".join(f"{escape(task)} {count:,}" for task, count in rest.items() if count):
+        parts.append(f"Published values that nothing measured here answers, by task: {more}.")
     return parts
 
 
 def board_to_markdown(board: Board) -> str:
     """Return one board: what its rows share, and the table, the best value of each metric in bold."""
     head = ["#", "model", "weights", "image", *(escape(_head(metric)) for metric in board.metrics)]
-    body = [
-        [rank_shown(row), escape(row.label[0]) + (" †" if row.note else ""), *map(escape, row.label[1:]),
-         *(f"**{text}**" if _is_best(text, best) else text for text, best in zip(texts, board.best, strict=True))]
-        for row, texts in zip(board.rows, board.shown, strict=True)
-    ]  # fmt: skip
+    names = _names(board, escape, " †")
+    body = [(*name, *texts) for name, *texts in zip(names, *_marked(board, "**{}**"), strict=True)]
     table = pipe_table(head, body, "rllr" + "r" * len(board.metrics))
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
     notes = "\n".join(f"- † {escape(row.label[0])}: {escape(row.note)}" for row in board.rows if row.note)
@@ -114,13 +113,19 @@ def _columns(boards: Sequence[Board]) -> dict[str, None]:
     known = set()
     for board in boards:
         found |= dict.fromkeys(("task", *(label for label, _ in board.conditions), *IDENTIFYING))
+        beside = _beside(board)
         for row in board.rows:
-            shape = (bool(row.note), *row.values)
+            there = [row.values[place] is None for place in beside]
+            shape = (bool(row.note), *there, *[one.metric.name for one in row.record.measurements])
             if shape not in known:
                 known.add(shape)
-                found |= dict.fromkeys(["note"] if row.note else [])
-                found |= dict.fromkeys((*(one.metric.name for one in row.record.measurements), *row.values))
+                found |= dict.fromkeys((*(["note"] if row.note else []), *row.every_value()))
     return found
+
+
+def _beside(board: Board) -> list[int]:
+    """The places of the metrics that may come from another record."""
+    return [place for place, metric in enumerate(board.metrics) if metric in JOINED]
 
 
 def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
@@ -129,15 +134,24 @@ def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
     for label, text in (("task", board.task), *board.conditions):
         shared[places[label]] = defuse(text)
     rank, model, weights, image, record = (places[name] for name in IDENTIFYING)
+    beside = [(place, places[name]) for place in _beside(board) if (name := board.metrics[place].name) in places]
     for row in board.rows:
         cells = shared.copy()
         cells[rank], cells[record] = row.rank, defuse(row.record.name)
         cells[model], cells[weights], cells[image] = map(defuse, row.label)
         if row.note:
             cells[places["note"]] = defuse(row.note)
-        for name, value in row.values.items():
-            cells[places[name]] = value
+        for place, column in beside:
+            cells[column] = row.values[place]
+        for one in row.record.measurements:
+            cells[places[one.metric.name]] = one.value
         yield cells
+
+
+# An underscore within a word is one; elsewhere it would emphasise.
+EDGE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+# At the start of an item these would make it a heading or a list.
+START = re.compile(r"^(\s*\d*)([-+#=.)])")
 
 
 @lru_cache(maxsize=2**16)
@@ -152,11 +166,13 @@ def escape(text: str) -> str:
         ("|", "\\|"),
         ("`", "\\`"),
         ("[", "\\["),
+        ("*", "\\*"),
+        ("~", "\\~"),
         ("\n", " "),
         ("\r", " "),
     ):
         text = text.replace(plain, safe)
-    return text
+    return EDGE.sub(r"\\_", text)
 
 
 def defuse(cell: object) -> object:
@@ -165,7 +181,8 @@ def defuse(cell: object) -> object:
 
 
 def _label(record: Record) -> str:
-    return f"{escape(record.model)} on {escape(record.task)} ({record.key})"
+    model = START.sub(r"\1\\\2", escape(record.model))
+    return f"{model} on {escape(record.task)} ({record.key})"
 
 
 def _head(metric: Metric) -> str:
@@ -180,54 +197,61 @@ def rank_shown(row: Row) -> str:
     return f"{row.rank}{'=' if row.tied else ''}" + (f" ({low}–{high})" if low < high else "")
 
 
-def _is_best(text: str, best: str) -> bool:
-    """Whether a value is the best of its column, as both are printed."""
-    return bool(best) and text.partition(" ")[0] == best
+def _names(board: Board, safe: Callable[[str], str], dagger: str) -> list[tuple[str, ...]]:
+    """What names each row: rank, model with a dagger where it has a note, weights and image."""
+    return [
+        (rank_shown(row), safe(row.label[0]) + (dagger if row.note else ""), *map(safe, row.label[1:]))
+        for row in board.rows
+    ]
+
+
+def _marked(board: Board, mark: str) -> list[list[str]]:
+    """The columns of values, with those marked that are the best of theirs as they are printed."""
+    return [
+        [mark.format(text) if text.partition(" ")[0] == best else text for text in texts] if best else texts
+        for texts, best in zip(board.shown, board.best, strict=True)
+    ]
 
 
 # LaTeX
 
 
 def to_latex(boards: Sequence[Board]) -> str:
-    """Return the boards as tables for a paper; they need the package booktabs. The best is bold, ties are marked."""
-    return "% Generated by run_bench.py board; \\usepackage{booktabs}\n\n" + "\n".join(map(board_to_latex, boards))
+    """Return the boards as tables for a paper, shrunk where they are wider; the best is bold, ties are marked."""
+    head = "% Generated by run_bench.py board; \\usepackage{booktabs,graphicx}\n\n"
+    return head + "\n".join(map(board_to_latex, boards))
+
+
+SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 def board_to_latex(board: Board) -> str:
     """Return one board as a table environment."""
     head = ["\\#", "model", "weights", "image", *(escape_latex(f"{_head(metric)}") for metric in board.metrics)]
-    rows = [
-        [
-            escape_latex(rank_shown(row)),
-            *map(escape_latex, row.label),
-            *(_latex(text, best) for text, best in zip(texts, board.best, strict=True)),
-        ]
-        for row, texts in zip(board.rows, board.shown, strict=True)
-    ]
+    names, columns = _names(board, escape_latex, " \\dag"), _marked(board, "\\textbf{{{}}}")
+    body = "\n".join(" & ".join((*name, *texts)) + " \\\\" for name, *texts in zip(names, *columns, strict=True))
+    # Of ranks and values nothing else needs an escape, and a board has very many.
+    body = body.replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")])
     shared = ", ".join(f"{label} {value}" for label, value in board.conditions if label != "data")
+    notes = [f"\n\\dag{{}} {escape_latex(f'{row.label[0]}: {row.note}')}" for row in board.rows if row.note]
     lines = [
-        "\\begin{table}", f"\\caption{{{escape_latex(board.title)} ({escape_latex(shared)})}}", "\\centering",
-        f"\\begin{{tabular}}{{rll{'r' * (1 + len(board.metrics))}}}",
+        "\\begin{table}[htbp]", f"\\caption{{{escape_latex(board.title)} ({escape_latex(shared)})}}", "\\centering",
+        SHRUNK, f"\\begin{{tabular}}{{rll{'r' * (1 + len(board.metrics))}}}",
         "\\toprule", " & ".join(head) + " \\\\", "\\midrule",
-        *(" & ".join(row) + " \\\\" for row in rows), "\\bottomrule", "\\end{tabular}", "\\end{table}",
+        body, "\\bottomrule", "\\end{tabular}}", *notes, "\\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _latex(text: str, best: str) -> str:
-    # Of a number nothing else needs an escape, and a board has very many.
-    shown = text.replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")])
-    return f"\\textbf{{{shown}}}" if _is_best(text, best) else shown
 
 
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "–": "--", "\n": " ", "\r": " ",
+    "|": r"\textbar{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "–": "--", "\n": " ", "\r": " ",
 })  # fmt: skip
 
 
 @lru_cache(maxsize=2**16)
 def escape_latex(text: str) -> str:
     """Return text that LaTeX sets as it is."""
-    return text.translate(LATEX)
+    text = text.translate(LATEX)
+    return text if text.isprintable() else "".join(filter(str.isprintable, text))

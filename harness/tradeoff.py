@@ -161,7 +161,7 @@ def front(contenders: Sequence[Contender], cost: str, accuracy: Metric) -> set[i
     """Return which contenders are on the Pareto front of accuracy and a cost, by their estimates."""
     sign = 1 if accuracy.higher_is_better else -1
     known = {
-        index: (sign * float(one.row.values[accuracy.name] or 0), -float(one.costs[cost].value or 0))
+        index: (sign * float(one.row.value(accuracy) or 0), -float(one.costs[cost].value or 0))
         for index, one in enumerate(contenders) if cost in one.costs
     }  # fmt: skip
     return {

@@ -48,7 +48,7 @@ def to_table(one: Tradeoff) -> str:
     head += ["p (Holm)", *(f"{metric.name} ({metric.unit}) ↓" for metric in one.costs)]
     body = [
         [
-            rank_shown(each.row), escape(each.attention), value_shown(each.row, one.accuracy),
+            rank_shown(each.row), escape(each.attention), _accuracy(each, one.accuracy),
             "–" if each.over_images is None else f"{each.over_images:.2f}", *_change(each),
             *(_cost(each, metric) for metric in one.costs),
         ]
@@ -64,9 +64,13 @@ def _shared(one: Tradeoff) -> list[str]:
     lines = [", ".join(f"{label} {value}" for label, value in one.board.conditions if label != "data")]
     if one.place:
         lines.append(f"Costs: {', '.join(f'{label} {value}' for label, value in one.place)}.")
-    if guess := one.contenders[0].row.values.get("majority"):
+    if guess := one.contenders[0].row.every_value().get("majority"):
         lines.append(f"Always guessing the most frequent class: {guess:.2f} %.")
     return [escape(line) for line in lines]
+
+
+def _accuracy(each: Contender, metric: Metric) -> str:
+    return value_shown(each.row.value(metric), each.row.interval(metric), metric.decimals)
 
 
 def _change(each: Contender) -> tuple[str, str]:
@@ -97,11 +101,11 @@ def to_csv(found: Sequence[Tradeoff]) -> str:
 
 
 def _line(one: Tradeoff, each: Contender) -> dict[str, object]:
-    interval = each.row.intervals.get(one.accuracy.name, (None, None))
+    interval = each.row.interval(one.accuracy) or (None, None)
     change = each.change
     line: dict[str, object] = {
         "task": one.board.task, **dict(one.board.conditions), "carrier": one.carrier, "attention": each.attention,
-        "rank": each.row.rank, one.accuracy.name: each.row.values[one.accuracy.name],
+        "rank": each.row.rank, one.accuracy.name: each.row.value(one.accuracy),
         "low": interval[0], "high": interval[1], "half_width_over_images": each.over_images,
         "by_seed": " ".join(f"{value:.10g}" for value in each.samples),
         "difference": change and change.change, "difference_low": change and change.low,

@@ -87,7 +87,7 @@ def test_a_row_without_a_record_is_found(store: Store) -> None:
     ("leaderboard.tex", "70.00", "79.00"),
     ("leaderboard.tex", "\\bottomrule", "1 & forged & random & 224 & 99.00 \\\\\n\\bottomrule"),
     ("leaderboard.html", '"values":[70.0', '"values":[79.0'),
-    ("leaderboard.html", ',70.0]]', ',79.0]]'),
+    ("leaderboard.html", '"values":[70.0],', '"values":[79.0],'),
     ("leaderboard.html", '"cores":2', '"cores":64'),
     ("leaderboard.html", '"command":""', '"command":"run"'),
     ("leaderboard.html", "2 ranked results", "2,000 ranked results"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_records import DATA, ENVIRONMENT, SETUP, TOP1, accuracy, cost
+from fake_records import DATA, ENVIRONMENT, PARAMETERS, SETUP, TOP1, accuracy, cost
 from msgspec.structs import replace
 
 from harness.audit import verify
@@ -153,7 +153,7 @@ def test_a_disturbed_record_does_not_rank_and_shows_what_was_measured() -> None:
 
 def test_parameters_of_a_disturbed_record_stand_beside_accuracy_all_the_same() -> None:
     boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0, details={"disturbed": ["latency: b1: heat"]})])
-    assert boards[0].rows[0].values["parameters"] == 5.0
+    assert boards[0].rows[0].value(PARAMETERS) == 5.0
 
 
 def test_an_uncounted_headline_does_not_rank() -> None:
@@ -170,14 +170,14 @@ def test_untrained_features_rank_only_with_their_like() -> None:
 def test_parameters_stand_beside_accuracy() -> None:
     boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0), accuracy("b", 60.0)])
     board = next(board for board in boards if board.task == "imagenet")
-    assert [row.values.get("parameters") for row in board.rows] == [5.0, None]
+    assert [row.value(PARAMETERS) for row in board.rows] == [5.0, None]
 
 
 def test_parameters_of_another_image_size_do_not() -> None:
     small = replace(SETUP, preprocessing=Preprocessing(image_size=(96, 96)))
     boards, _ = make_boards([accuracy("a", 70.0), cost("a", 3.0, setup=small)])
     board = next(board for board in boards if board.task == "imagenet")
-    assert board.rows[0].values.get("parameters") is None
+    assert board.rows[0].value(PARAMETERS) is None
 
 
 def test_minor_metrics_are_in_the_csv_and_not_in_the_table() -> None:
@@ -198,6 +198,27 @@ def test_names_are_escaped_everywhere() -> None:
     assert cells["model"].startswith("'=")
 
 
+def test_names_are_neither_emphasised_nor_headings_nor_lists() -> None:
+    from markdown_it import MarkdownIt
+
+    names = ["**a**", "_b_", "lab/__init__.py:net_s", "~~c~~", "# d", "- e", "1. f", "+ g", "a_b_c"]
+    broken = [accuracy(name, error="*it* _broke_", measurements=()) for name in names]
+    page = to_markdown(*make_boards([*map(accuracy, names), *broken]))
+    assert "a_b_c" in page
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(page)
+    assert [html.count(f"<{tag}") for tag in ("em>", "s>", "h1", "h2", "ul", "ol", "li")] == [
+        0,
+        0,
+        1,
+        2,
+        1,
+        0,
+        len(names),
+    ]
+    assert html.count("<strong>") == len(names)
+    assert all(html.count(f"{name} on imagenet") == 1 and f">{name}</td>" in html for name in names)
+
+
 def test_a_backslash_and_a_return_undo_no_escape() -> None:
     metric = replace(TOP1, name="<b>|", unit="")
     evil = accuracy("\\[x](javascript:y)\\|\r# title", measurements=(Measurement(metric, 70.0),))
@@ -206,6 +227,18 @@ def test_a_backslash_and_a_return_undo_no_escape() -> None:
     assert "| \\\\\\[x](javascript:y)\\\\\\| # title |" in " ".join(page.split())
     assert "| &lt;b&gt;\\| ↑ |" in " ".join(page.split())
     assert "\r" not in page + to_latex(boards)
+
+
+def test_latex_marks_the_best_ties_and_notes_and_sets_names_as_they_are() -> None:
+    records = [accuracy(name, value) for name, value in (("a|b_\x1b\u202e", 70.0), ("c", 70.0), ("d", 60.0))]
+    noted = accuracy("e", 50.0, details={"nominal": "100 % of it"})
+    text = to_latex(make_boards([*records, noted])[0])
+    assert "1= & a\\textbar{}b\\_ & pretrained & 224 & \\textbf{70.00} & -- & -- \\\\\n" in text
+    assert "1= & c & pretrained & 224 & \\textbf{70.00}" in text
+    assert "3 & d & pretrained & 224 & 60.00" in text
+    assert "4 & e \\dag & " in text
+    assert "\n\\dag{} e: 100 \\% of it\n" in text
+    assert text.count("{") == text.count("}")
 
 
 def test_partial_weights_and_overrides_are_shown() -> None:

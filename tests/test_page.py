@@ -6,14 +6,16 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from fake_records import accuracy, cost
+from fake_records import ENVIRONMENT, accuracy, cost
 from typer.testing import CliRunner
 
+from harness.budget import parse, within
 from harness.cli import app
 from harness.leaderboard import make_boards
 from harness.page import family, payload, to_html
@@ -41,7 +43,8 @@ def test_the_page_holds_every_board_and_record() -> None:
     assert data == json.loads(msgspec.json.encode(payload(*make_boards(records))))
     assert [board["task"] for board in data["boards"]] == ["cost", "imagenet"]
     assert {model["name"]: len(model["records"]) for model in data["models"]} == {"a": 2, "b": 1, "c": 1}
-    assert data["leftOut"] == [[f"c on imagenet ({records[3].key})", "it broke"]]
+    assert [record["refused"] for model in data["models"] for record in model["records"]] == ["", "", "", "it broke"]
+    assert data["summary"] == "3 ranked results of 2 models on 2 boards"
 
 
 def test_equal_records_give_equal_bytes() -> None:
@@ -63,7 +66,7 @@ def test_the_policy_of_the_page_allows_its_own_script_alone() -> None:
     expected = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{expected}'" in html
     assert "default-src 'none'" in html
-    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,55 @@ def test_a_budget_is_shown_and_nothing_written(tmp_path: Path) -> None:
     assert "light" in done.output
     assert "heavy" not in done.output
     assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("latency_b1<1", "No ranked model is within latency_b1<1."),
+        ("p50_ms <= 10 , gmacs>1", "light"),
+        ("", "'' is no budget"),
+        ("gmacs", "'gmacs' is no budget; expected conditions such as gmacs<5"),
+        ("gmacs<5 G", "'gmacs<5 G' is no budget"),
+        ("gmac<5", "No board has a metric named 'gmac'. Did you mean 'gmacs'?"),
+        ("smell<5", "No board has a metric named 'smell'. The heads of the tables"),
+    ],
+)
+def test_what_a_budget_says(tmp_path: Path, budget: str, said: str) -> None:
+    store = Store(tmp_path)
+    store.save(cost("light", 10.0))
+    store.save(cost("heavy", 30.0))
+    done = CliRunner().invoke(app, ["board", "--results", str(tmp_path), "--budget", budget])
+    assert said in (done.output or str(done.exception))
+    assert "heavy" not in done.output
+    assert list(tmp_path.iterdir()) == [tmp_path / "records"]
+    refused = CliRunner().invoke(app, ["board", "--results", str(tmp_path), "--budget", budget, "--check"])
+    assert "give one of them" in str(refused.exception)
+
+
+def test_a_budget_takes_the_value_of_the_row_and_where_it_has_none_any() -> None:
+    fast, slow = cost("a", 5.0, environment=replace(ENVIRONMENT, device="fast")), cost("a", 30.0)
+    boards, _ = make_boards([accuracy("a"), accuracy("b"), fast, slow])
+    kept = within(boards, parse("latency_b1<10"))
+    assert [(board.task, row.record.model) for board in kept for row in board.rows] == [
+        ("cost", "a"),
+        ("imagenet", "a"),
+    ]
+    assert dict(kept[0].conditions)["device"] == "fast"
+
+
+@pytest.mark.parametrize("name", ["README.md", "leaderboard.csv", "leaderboard.tex", "leaderboard.html"])
+def test_each_page_is_told_that_is_stale_missing_or_rewritten(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path)
+    store.save(accuracy("a"))
+    words = ["board", "--results", str(tmp_path), "-q"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    path = tmp_path / name
+    good = path.read_bytes()
+    for bad in (good.replace(b"\n", b"\r\n"), good + b"\n", good[:-1], None):
+        if bad is None:
+            path.unlink()
+        else:
+            path.write_bytes(bad)
+        checked = CliRunner().invoke(app, [*words, "--check"])
+        assert (checked.exit_code, f"Stale: {name}. " in checked.output) == (1, True)

@@ -125,13 +125,15 @@ def test_pages_show_it_in_a_section_of_its_own() -> None:
     found = make_boards([accuracy("a", 80.0), published("a"), published("b"), claim])
     text = re.sub(" +", " ", to_markdown(*found))
     assert "## Published and claimed" in text
-    assert "| a | top1 (%) | 81.20 | 80.00 | -1.20 | arXiv:1, Table 1 |" in text
-    assert "| never measured | top1 (%) | 81.20 | – | – | arXiv:1, Table 1 |" in text
-    assert "1 more published values are of models that were not measured here." in text
+    assert "| a | published | – | top1 (%) | 81.20 | 80.00 | -1.20 | arXiv:1, Table 1 |" in text
+    assert "| never measured | claimed | – | top1 (%) | 81.20 | – | – | arXiv:1, Table 1 |" in text
+    assert "Published values that nothing measured here answers, by task: imagenet 1." in text
     assert "Left out" not in text
-    models = payload(*found)["models"]
-    assert [(one["name"], len(one["published"]), len(one["records"])) for one in models] == [("a", 1, 1)]
-    assert payload(*found)["leftOut"] == []
+    page = payload(*found)
+    shown = [(one["name"], len(one["published"]), len(one["records"])) for one in page["models"]]
+    assert shown == [("a", 1, 1), ("never measured", 1, 0)]
+    assert page["models"][0]["published"][0][:4] == ("published", "imagenet", "–", "top1 (%)")
+    assert page["elsewhere"] == 1
 
 
 def test_hostile_sources_stay_text() -> None:

@@ -60,7 +60,7 @@ def test_intervals_decide_where_there_are_no_outcomes(store: Store) -> None:
     board = ranked(store)
     # One per cent is beyond chance here, but less than what changes from process to process.
     assert shown(board) == {"a": "1= (1–2)", "b": "2= (1–2)", "c": "3"}
-    assert board.rows[0].intervals == {"latency_b1": (9.98, 10.02)}
+    assert board.rows[0].interval(LATENCY) == (9.98, 10.02)
     assert "10.00 ±0.02" in to_markdown([board], [])
 
 

@@ -237,7 +237,7 @@ def test_boards_comparisons_and_the_gate_use_the_paired_bootstrap(tmp_path: Path
     assert found.p is not None
     assert found.interval[0] < found.change < found.interval[1] < 0
     assert found.p < 0.001
-    first, second = (row.intervals["miou"] for row in (board.rows[0], board.rows[2]))
+    first, second = (row.interval(MIOU) for row in (board.rows[0], board.rows[2]))
     assert found.interval[1] - found.interval[0] < 0.8 * (first[1] - first[0] + second[1] - second[0]) / 2
     done = CliRunner().invoke(app, ["compare", "good", "poor", "--results", str(before.root)])
     assert "| paired bootstrap |" in done.output

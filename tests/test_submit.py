@@ -148,7 +148,7 @@ def test_a_claim_stands_beside_what_was_measured(tmp_path: Path) -> None:
     assert invoke("admit", folder, *words).exit_code == 0
     CliRunner().invoke(app, ["board", "--results", str(results.root), "-q"])
     row = re.sub(" +", " ", (results.root / "README.md").read_text())
-    assert "| mine | top1 (%) | 81.20 | 80.00 | -1.20 | arXiv:2103.14030, Table 1 |" in row
+    assert "| mine | claimed | – | top1 (%) | 81.20 | 80.00 | -1.20 | arXiv:2103.14030, Table 1 |" in row
     assert "| 1 | mine |" in row
     assert "Left out" not in row
 
