@@ -75,9 +75,10 @@ def within(boards: Sequence[Board], limits: Sequence[Limit]) -> list[Board]:
 
 def _fits(row: Row, elsewhere: Mapping[str, Sequence[float]], limits: Sequence[Limit]) -> bool:
     """Whether the row's value of each metric, or one measured elsewhere, is within its limit."""
+    own = row.every_value()
     for limit in limits:
-        own = row.every_value().get(limit.metric)
-        values = elsewhere.get(limit.metric, ()) if own is None else (own,)
+        value = own.get(limit.metric)
+        values = elsewhere.get(limit.metric, ()) if value is None else (value,)
         if not any(SIGNS[limit.sign](value, limit.value) for value in values):
             return False
     return True

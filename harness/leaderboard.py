@@ -25,7 +25,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         label: model, weights and image size, unique in the board: rows that would look alike end in their record's key.
         tied: whether a neighbour has the same value, or does not differ beyond chance.
         ranks: the best and the worst rank that the data allow, jointly at 95 %; None where nothing tells.
-        metrics: those of the board.
+        metrics: those of the board, then the minor ones.
         values: by these; None where there is none.
         intervals: the 95 % interval of each value; None where the record has none.
         note: what a reader must know of the row; empty for nothing.
@@ -42,7 +42,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     note: str = ""
 
     def value(self, metric: Metric) -> float | None:
-        """Return the value of one of the board's metrics."""
+        """Return the value of a metric."""
         return self.values[self.metrics.index(metric)]
 
     def interval(self, metric: Metric) -> Interval | None:
@@ -50,12 +50,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.intervals[self.metrics.index(metric)]
 
     def every_value(self) -> dict[str, float | None]:
-        """Return values by name: all that the record has, minor ones too, and those that stand beside them."""
-        found = self.record.values()
-        for metric, value in zip(self.metrics, self.values, strict=True):
-            if value is not None:
-                found.setdefault(metric.name, value)
-        return found
+        """Return values by name, minor ones too."""
+        return {metric.name: value for metric, value in zip(self.metrics, self.values, strict=True)}
 
 
 @dataclass
@@ -75,11 +71,14 @@ class Board:
 
     Args:
         conditions: what all rows share, as label and value; boards of one task differ in at least one of them.
+        metrics: the columns of its table.
+        minor: further metrics, which records keep and tables leave out.
     """
 
     task: str
     conditions: tuple[tuple[str, str], ...]
     metrics: tuple[Metric, ...]
+    minor: tuple[Metric, ...]
     rows: tuple[Row, ...]
 
     @property
@@ -268,8 +267,9 @@ def _board(
     costs: Mapping[tuple[str, ...], MachineFree],
 ) -> Board:
     """Rank comparable records."""
-    metrics = _metrics(group)
-    names, headline = tuple(metric.name for metric in metrics), group[0].measurements[0].metric
+    metrics, minor = _metrics(group)
+    every, headline = metrics + minor, group[0].measurements[0].metric
+    names = [metric.name for metric in every]
     beside = {} if group[0].machine_bound else costs
     scored = sorted(((_sort_value(record, headline), record) for record in group), key=itemgetter(0))
     scores, best_first = zip(*scored, strict=True)
@@ -284,7 +284,7 @@ def _board(
             rank=ranks[score],
             tied=equal[score] > 1,
             record=record,
-            metrics=metrics,
+            metrics=every,
             values=values,
             intervals=intervals,
             note=record.details.get("nominal") or free.note,
@@ -293,13 +293,16 @@ def _board(
             best_first, cells, scores, labels, counted, strict=True
         )
     ]
-    return Board(task, shared, metrics, tuple(rows))
+    return Board(task, shared, metrics, minor, tuple(rows))
 
 
-def _metrics(group: Sequence[Record]) -> tuple[Metric, ...]:
-    """The columns of a board: what its records measured, and of accuracy what stands beside it."""
-    found = {m.metric.name: m.metric for record in group for m in record.measurements if not m.metric.minor}
-    return tuple((found if group[0].machine_bound else found | {metric.name: metric for metric in JOINED}).values())
+def _metrics(group: Sequence[Record]) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
+    """What the records of a board measured, and what stands beside accuracy; and the minor metrics."""
+    shown = {m.metric.name: m.metric for record in group for m in record.measurements if not m.metric.minor}
+    minor = {m.metric.name: m.metric for record in group for m in record.measurements if m.metric.minor}
+    if not group[0].machine_bound:
+        shown |= {metric.name: metric for metric in JOINED}
+    return tuple(shown.values()), tuple(metric for name, metric in minor.items() if name not in shown)
 
 
 def _cells(

@@ -146,7 +146,7 @@ def _board(board: Board, numbers: Mapping[str, int], identities: dict[tuple[str,
         "conditions": [[label, value] for label, value in board.conditions if label != "data"],
         "metrics": [_metric(metric) for metric in board.metrics],
         "best": board.best,
-        "rows": [_packed(_row(row, numbers, identities)) for row in board.rows],
+        "rows": [_packed(_row(row, len(board.metrics), numbers, identities)) for row in board.rows],
     }
 
 
@@ -154,7 +154,7 @@ def _metric(metric: Metric) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better, "decimals": metric.decimals}
 
 
-def _row(row: Row, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
+def _row(row: Row, count: int, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
     record = row.record
     return {
         "rank": row.rank,
@@ -165,8 +165,8 @@ def _row(row: Row, numbers: Mapping[str, int], identities: dict[tuple[str, ...],
         "family": family(record.model),
         "identity": identities.setdefault(identity(record), len(identities)),
         "note": row.note,
-        "values": row.values,
-        "intervals": row.intervals,
+        "values": row.values[:count],
+        "intervals": row.intervals[:count],
     }
 
 

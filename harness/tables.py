@@ -108,24 +108,16 @@ IDENTIFYING = ("rank", "model", "weights", "image", "record")
 
 
 def _columns(boards: Sequence[Board]) -> dict[str, None]:
-    """The columns that any row fills, in order: what a board shares, what names a row, its own values, those beside."""
+    """The columns that any row fills, in order: what a board shares, what names a row, its values."""
     found: dict[str, None] = {}
-    known = set()
     for board in boards:
         found |= dict.fromkeys(("task", *(label for label, _ in board.conditions), *IDENTIFYING))
-        beside = _beside(board)
-        for row in board.rows:
-            there = [row.values[place] is None for place in beside]
-            shape = (bool(row.note), *there, *[one.metric.name for one in row.record.measurements])
-            if shape not in known:
-                known.add(shape)
-                found |= dict.fromkeys((*(["note"] if row.note else []), *row.every_value()))
+        found |= dict.fromkeys(["note"] if any(row.note for row in board.rows) else [])
+        for place, metric in enumerate(board.metrics + board.minor):
+            # What may stand beside accuracy is a column only where it does.
+            if metric not in JOINED or any(row.values[place] is not None for row in board.rows):
+                found[metric.name] = None
     return found
-
-
-def _beside(board: Board) -> list[int]:
-    """The places of the metrics that may come from another record."""
-    return [place for place, metric in enumerate(board.metrics) if metric in JOINED]
 
 
 def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
@@ -134,17 +126,17 @@ def _lines(board: Board, places: Mapping[str, int]) -> Iterator[list[object]]:
     for label, text in (("task", board.task), *board.conditions):
         shared[places[label]] = defuse(text)
     rank, model, weights, image, record = (places[name] for name in IDENTIFYING)
-    beside = [(place, places[name]) for place in _beside(board) if (name := board.metrics[place].name) in places]
+    columns = [
+        (n, places[metric.name]) for n, metric in enumerate(board.metrics + board.minor) if metric.name in places
+    ]
     for row in board.rows:
         cells = shared.copy()
         cells[rank], cells[record] = row.rank, defuse(row.record.name)
         cells[model], cells[weights], cells[image] = map(defuse, row.label)
         if row.note:
             cells[places["note"]] = defuse(row.note)
-        for place, column in beside:
+        for place, column in columns:
             cells[column] = row.values[place]
-        for one in row.record.measurements:
-            cells[places[one.metric.name]] = one.value
         yield cells
 
 

@@ -6,13 +6,13 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from fake_records import ENVIRONMENT, accuracy, cost
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from harness.budget import parse, within
