@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from harness.api import EXECUTORS, run_jobs
+from harness.board import CSV, PAGES
 from harness.errors import RecordError
 from harness.gate import Finding, Policy, judge
-from harness.leaderboard import Board, LeftOut, make_boards
-from harness.page import to_html
-from harness.record import Preprocessing, Record, Setup, Weights, content_sha256, from_json
+from harness.leaderboard import make_boards
+from harness.ranking import with_ranks
+from harness.record import Preprocessing, Record, Setup, Weights, content_sha256, skim
 from harness.runner import Job
 from harness.statements import unsupported
-from harness.store import Store
-from harness.tables import to_csv, to_latex, to_markdown
+from harness.store import Store, uncollected
 from harness.weights import file_sha256
 
-BOARD = "leaderboard.csv"
-PAGES: dict[str, Callable[[Sequence[Board], Sequence[LeftOut]], str]] = {
-    "README.md": to_markdown,
-    "leaderboard.tex": lambda boards, _: to_latex(boards),
-    "leaderboard.html": lambda boards, left_out: to_html(boards, left_out).decode(),
-}
 MOST_DOUBTS = 20
 
 
@@ -43,33 +37,19 @@ class Doubt:
 
 
 def verify(store: Store) -> list[Doubt]:
-    """Return what was edited, renamed or lost since it was written, and every board value that no record supports."""
+    """Return what was edited, renamed or lost since it was written, and what pages say and no record supports."""
     found: list[Doubt] = []
     records: list[Record] = []
-    for name in store.names():
-        try:
-            record = from_json(text := store.text(name), name)
-        except RecordError as error:
-            found.append(Doubt(name, str(error)))
-            continue
-        records.append(record)
-        found += _check_record(store, record, name, text)
-    boards, left_out = make_boards(records)
-    found += _check_csv(store, boards)
-    for name, render in PAGES.items():
-        content = store.location.read(name)
-        if content is not None:
-            found += _check_page(name, content.decode(errors="replace"), render(boards, left_out))
-    return found
-
-
-def _check_page(name: str, page: str, fresh: str) -> list[Doubt]:
-    """Name what a written page says and the records do not."""
-    # A page of another time differs in many lines; some tell enough.
-    found = [Doubt(place, f"no record supports {text[:200]!r}. Run `board` again.")
-             for place, text in unsupported(name, page, fresh)]  # fmt: skip
-    more = len(found) - MOST_DOUBTS
-    return found if more <= 0 else [*found[:MOST_DOUBTS], Doubt(name, f"{more:,} more are supported by no record.")]
+    with uncollected():
+        for name, text in store.texts():
+            try:
+                record = skim(text, name)
+            except RecordError as error:
+                found.append(Doubt(name, str(error)))
+                continue
+            records.append(record)
+            found += _check_record(store, record, name, text)
+        return [*found, *_check_pages(store, records)]
 
 
 def _check_record(store: Store, record: Record, name: str, text: bytes) -> Iterator[Doubt]:
@@ -87,26 +67,52 @@ def _check_record(store: Store, record: Record, name: str, text: bytes) -> Itera
             yield Doubt(name, str(error))
 
 
-def _check_csv(store: Store, boards: Sequence[Board]) -> Iterator[Doubt]:
-    """Compare every line of the CSV that was written with what the records give."""
-    content = store.location.read(BOARD)
-    if content is None:
+def _check_pages(store: Store, records: list[Record]) -> Iterator[Doubt]:
+    """Hold every page that was written against what the records give."""
+    try:
+        boards, left_out = make_boards(records)
+        boards = [with_ranks(board, store) for board in boards]
+    except RecordError as error:
+        yield Doubt("boards", f"cannot be made of these records. {error}")
         return
-    supported = {(row["task"], row["record"]): row for row in _rows(to_csv(boards))}
-    for number, row in enumerate(_rows(content.decode(errors="replace")), 2):
-        place = f"{BOARD}:{number}"
-        expected = supported.get((row.get("task", ""), row.get("record", "")))
+    for name, make in PAGES.items():
+        content = store.location.read(name)
+        if content is None or content == (fresh := make(boards, left_out)):
+            continue
+        check = _check_csv if name == CSV else _check_page
+        found = list(check(name, content, fresh))
+        yield from found[:MOST_DOUBTS]
+        if not found:
+            yield Doubt(name, "differs from what the records give in its ranks or its layout. Run `board` again.")
+        if (more := len(found) - MOST_DOUBTS) > 0:
+            yield Doubt(name, f"{more:,} more are supported by no record.")
+
+
+def _check_page(name: str, page: bytes, fresh: bytes) -> Iterator[Doubt]:
+    """Name what a written page says and the records do not."""
+    for place, text in unsupported(name, page, fresh):
+        yield Doubt(place, f"no record supports {text[:200]!r}. Run `board` again.")
+
+
+def _check_csv(name: str, page: bytes, fresh: bytes) -> Iterator[Doubt]:
+    """Compare every line of the CSV that was written with what the records give."""
+    supported = {(row.get("task"), row.get("record")): row for _, row in _rows(fresh)}
+    for number, row in _rows(page):
+        place = f"{name}:{number}"
+        expected = supported.get((row.get("task"), row.get("record")))
         if expected is None:
             yield Doubt(place, f"no record supports {row.get('model')!r} on {row.get('task')!r}. Run `board` again.")
             continue
         for column in row.keys() | expected.keys():
-            written, found = row.get(column) or "", expected.get(column) or ""
-            if written != found:
-                yield Doubt(place, f"{column} is {written or 'empty'}; the record gives {found or 'nothing'}.")
+            if (written := row.get(column)) != (given := expected.get(column)):
+                yield Doubt(place, f"{column} is {written or 'empty'}; the record gives {given or 'nothing'}.")
 
 
-def _rows(text: str) -> list[Mapping[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
+def _rows(page: bytes) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """The cells that hold something, by column, and the number of their line."""
+    reader = csv.DictReader(io.StringIO(page.decode(errors="replace")), restkey="more")
+    for row in reader:
+        yield reader.line_num, {name: cell for name, cell in row.items() if cell}
 
 
 def job_of(record: Record, model: str = "", weights: Path | None = None, data: Path | None = None) -> Job:
@@ -150,8 +156,15 @@ def repeat(job: Job, before: Record, source: Store, target: Store) -> tuple[Reco
     if "submission" in before.details:
         outcomes = target.read_outcomes(after) if after.outcomes_sha256 else None
         after = target.save(replace(after, model=before.model), outcomes)
-    findings = judge([before], [after], Policy(), (source, target))
+    findings = judge([_with_minor(before)], [_with_minor(after)], Policy(), (source, target))
     return after, findings, differing(before, after)
+
+
+def _with_minor(record: Record) -> Record:
+    """A record whose every number is judged, also those that ranked tables leave out."""
+    return replace(record, measurements=tuple(
+        replace(one, metric=replace(one.metric, minor=False)) for one in record.measurements
+    ))  # fmt: skip
 
 
 def differing(before: Record, after: Record) -> list[str]:

@@ -45,19 +45,31 @@ def rerun(
 ) -> None:
     """Run a record's request again, and say what differs: numbers, with a verdict each, and everything else.
 
-    Exit code 1 where a number differs for the worse or the better, or could not be measured.
+    Exit code 1 where a number of the ranked tables differs for the worse or the better, could not be measured, or there
+    is none.
     """
+    from harness.api import summary
     from harness.audit import job_of, repeat
     from harness.gate import Verdict
+    from harness.inspection.files import printable
     from harness.store import Store
 
     source, before = _opened(record)
     job = job_of(before, model, weights, Path(data) if data else None)
     _, findings, changes = repeat(job, before, source, Store(results))
-    for finding in findings:
-        print(f"{finding.cell[-1]}: {finding.verdict}. {finding.reason}")
-    print("Beside the numbers nothing differs." if not changes else "Also different:\n  " + "\n  ".join(changes))
-    if any(finding.verdict in (Verdict.WORSE, Verdict.BETTER, Verdict.NOT_MEASURED) for finding in findings):
+    minor = {one.metric.name for one in before.measurements if one.metric.minor}
+    quiet = [one for one in findings if one.cell[-1] in minor and one.verdict is Verdict.SAME]
+    for finding in (one for one in findings if one not in quiet):
+        print(printable(f"{finding.cell[-1]}: {finding.verdict}. {finding.reason}"))
+    if quiet:
+        print(f"Numbers that ranked tables leave out, and that are the same: {len(quiet):,}")
+    if not findings:
+        print(printable(f"There is no number to compare with: {summary(before)}"))
+    print("Also different:" if changes else "Beside the numbers nothing differs.")
+    for change in changes:
+        print(printable(f"  {change}"))
+    apart = (Verdict.WORSE, Verdict.BETTER, Verdict.NOT_MEASURED)
+    if not findings or any(one.verdict in apart and one.cell[-1] not in minor for one in findings):
         raise typer.Exit(EXIT_DIFFERS)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,6 @@ from harness import options
 from harness.errors import BenchError, SetupError
 
 if TYPE_CHECKING:
-    from harness.leaderboard import Board, LeftOut
     from harness.store import Store
 
 EXIT_STALE = 1
@@ -43,6 +41,7 @@ def board(
 
 def _board(store: Store, check: bool, budget: str | None, quiet: bool) -> None:
     """Make what was asked for of the records in a store."""
+    from harness.board import render
     from harness.budget import parse, within
     from harness.leaderboard import make_boards
     from harness.ranking import with_ranks
@@ -67,16 +66,3 @@ def _board(store: Store, check: bool, budget: str | None, quiet: bool) -> None:
     if not quiet:
         print(pages["README.md"].decode())
         print(f"Written to {store}: {', '.join(pages)}.", file=sys.stderr)
-
-
-def render(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, bytes]:
-    """Return the content of every page by its name; equal boards give equal bytes."""
-    from harness.page import to_html
-    from harness.tables import to_csv, to_latex, to_markdown
-
-    return {
-        "README.md": to_markdown(boards, left_out).encode(),
-        "leaderboard.csv": to_csv(boards).encode(),
-        "leaderboard.tex": to_latex(boards).encode(),
-        "leaderboard.html": to_html(boards, left_out),
-    }

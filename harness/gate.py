@@ -215,11 +215,21 @@ def _judge_pair(
         other = values.get(metric.name)
         if new is None or other is None or other.value is None:
             yield Finding(cell, Verdict.NOT_MEASURED, _why_not(new, other), measurement.value)
+        elif below := _below_floor(old.task, metric, other.value, policy):
+            yield Finding(cell, Verdict.WORSE, below, measurement.value, other.value, copied)
         elif changed and (metric.name not in policy.exact):
             yield Finding(cell, Verdict.CHANGED, changed, measurement.value, other.value)
         else:
             verdict, reason = _verdict((old, new), (measurement, other), policy, sources)
             yield Finding(cell, verdict, reason, measurement.value, other.value, copied)
+
+
+def _below_floor(task: str, metric: Metric, value: float, policy: Policy) -> str:
+    """What is wrong with a value that is beyond its floor, whatever the baseline; empty for any other."""
+    floor = policy.floors.get(f"{task} {metric.name}")
+    if floor is None or not (value < floor if metric.higher_is_better else value > floor):
+        return ""
+    return f"{value:.4g} is beyond the floor {floor:g}"
 
 
 def _why_not(new: Record | None, other: Measurement | None) -> str:
@@ -261,9 +271,6 @@ def _verdict(
     (before, after), metric = (one.value for one in pair), pair[0].metric
     assert before is not None
     assert after is not None
-    floor = policy.floors.get(f"{records[0].task} {metric.name}")
-    if floor is not None and (after < floor if metric.higher_is_better else after > floor):
-        return Verdict.WORSE, f"{after:.4g} is beyond the floor {floor:g}"
     if metric.name in policy.exact:
         return _exactly(before, after, metric.higher_is_better)
     if records[0].machine_bound:
@@ -292,7 +299,7 @@ def _accuracy(
     if paired is None:
         points = scale * (values[1] - values[0])
         within = abs(points) <= policy.accuracy_margin
-        reason = f"{points:+.2f} points; no outcomes to pair, so that chance is not known"
+        reason = f"{points:+.2f} points; no outcomes to pair, so that chance is not known" if points else "equal"
         return (Verdict.SAME if not points else Verdict.INCONCLUSIVE if within or points > 0 else Verdict.WORSE), reason
     points, low, high = (scale * value for value in (paired.change, paired.low, paired.high))
     reason = f"{points:+.2f} points ({low:+.2f} to {high:+.2f}), {paired.counts}, p = {p_shown(paired.p)}"

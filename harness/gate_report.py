@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 from harness.gate import Cell, Finding, Policy, Verdict, exit_code
 from harness.tables import escape
 
+# Of one reason in the table and in annotations: GitHub takes 1 MiB of summary, and an error may be long.
+LONGEST = 300
 # Within a group the cells keep their order.
 GRAVEST = (
     Verdict.WORSE,
@@ -52,7 +54,11 @@ def to_markdown(findings: Sequence[Finding], policy: Policy, most: int = 100) ->
 def _row(finding: Finding) -> list[str]:
     model, task, _, metric = finding.cell
     values = ["–" if value is None else f"{value:.4g}" for value in (finding.before, finding.after)]
-    return [finding.verdict, escape(model), escape(task), escape(metric), *values, escape(finding.reason)]
+    return [finding.verdict, escape(model), escape(task), escape(metric), *values, escape(_short(finding.reason))]
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} …"
 
 
 def to_junit(findings: Sequence[Finding], policy: Policy) -> bytes:
@@ -98,7 +104,7 @@ def to_annotations(findings: Sequence[Finding], policy: Policy, most: int = 10) 
             continue
         level = "warning" if finding.verdict in policy.tolerate else "error"
         title = _property(f"{finding.verdict}: {_name(finding.cell)}")
-        lines.append((level, f"::{level} title={title}::{_data(finding.reason)}"))
+        lines.append((level, f"::{level} title={title}::{_data(_short(finding.reason))}"))
     shown = [line for level in ("error", "warning") for line in [text for kind, text in lines if kind == level][:most]]
     return "".join(f"{line}\n" for line in shown)
 

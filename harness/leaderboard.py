@@ -135,15 +135,25 @@ class LeftOut:
 
 def make_boards(records: Iterable[Record]) -> tuple[list[Board], list[LeftOut]]:
     """Return the boards of some records in a fixed order, and the records that rank nowhere."""
-    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, tuple[tuple[str, str], ...], str], list[Record]] = defaultdict(list)
     left_out: list[LeftOut] = []
     costs = _machine_free_costs(records := sorted(records, key=lambda record: record.name))
     for record in records:
         if reason := why_unranked(record):
             left_out.append(LeftOut(record, reason))
         else:
-            groups[record.task, conditions(record)].append(record)
-    return [_board(task, shared, group, costs) for (task, shared), group in sorted(groups.items())], left_out
+            groups[record.task, conditions(record), _headline(record)].append(record)
+    alike = Counter((task, shared) for task, shared, _ in groups)
+    return [
+        _board(task, shared if alike[task, shared] == 1 else (*shared, ("ranked by", headline)), group, costs)
+        for (task, shared, headline), group in sorted(groups.items(), key=lambda one: one[0])
+    ], left_out
+
+
+def _headline(record: Record) -> str:
+    """What a record ranks by, in words; of one task it is another only where a record was written by hand."""
+    metric = record.measurements[0].metric
+    return f"{metric.name} ({metric.unit}), {'higher' if metric.higher_is_better else 'lower'} is better"
 
 
 def why_unranked(record: Record) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from harness.cache import cache_folder
@@ -231,8 +232,10 @@ class Remote:
         folder, _, name = path.rpartition("/")
         # Never for an object store, where this could make a bucket.
         self._system.makedirs(folder, exist_ok=True)
-        self._system.pipe_file(f"{folder}/.{name}.part", content)
-        self._system.mv(f"{folder}/.{name}.part", path)
+        # Of two who write one file at once, each has a part of his own.
+        part = f"{folder}/.{name}.{token_hex(4)}.part"
+        self._system.pipe_file(part, content)
+        self._system.mv(part, path)
 
     def _is_there(self, path: str) -> bool:
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import msgspec
+from msgspec import Meta
 
 from harness.errors import BenchError
 
@@ -22,10 +23,10 @@ class Metric(msgspec.Struct, frozen=True, gc=False):
         minor: records keep it, and ranked tables leave it out.
     """
 
-    name: str
-    unit: str
+    name: Annotated[str, Meta(min_length=1, max_length=80)]
+    unit: Annotated[str, Meta(max_length=20)]
     higher_is_better: bool
-    decimals: int = 2
+    decimals: Annotated[int, Meta(ge=0, le=9)] = 2
     minor: bool = False
 
 
@@ -47,6 +48,8 @@ class Measurement(msgspec.Struct, frozen=True, gc=False):
     def __post_init__(self) -> None:
         if self.value is None and not self.reason:
             raise BenchError(f"A measurement of {self.metric.name!r} without a value needs a reason.")
+        if self.interval and not self.interval[0] <= self.interval[1]:
+            raise BenchError(f"The interval of {self.metric.name!r} is {self.interval}; expected the lower end first.")
 
 
 Row = tuple[str | int, ...]

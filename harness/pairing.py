@@ -13,7 +13,7 @@ import numpy
 from harness.cache import cache_folder
 from harness.leaderboard import by_seed
 from harness.metric import Outcomes
-from harness.record import Record
+from harness.record import Record, digest
 from harness.resampling import AGREE, LEAST_ITEMS, RESAMPLES, SEED, replicates, statistic_of, whole
 from harness.significance import (
     Hits,
@@ -57,7 +57,7 @@ def answers_of(source: Source, record: Record, metric: str) -> Answers | None:
         head = numpy.array([len(found)], "<u8").tobytes() + mark
         return numpy.concatenate([numpy.frombuffer(head, numpy.uint8), numpy.packbits(found)])
 
-    packed = _kept(f"answers/{record.outcomes_sha256}-{metric}", find)
+    packed = _kept(f"answers/{record.outcomes_sha256}-{digest(metric)}", find)
     if not len(packed):
         return None
     count, items = packed[:16].view("<u8").tolist()
@@ -78,7 +78,7 @@ def resampled_of(source: Source, record: Record, metric: str) -> Resampled | Non
         value = whole(statistic, [metric])[metric]
         return numpy.array([value, len(statistic.items), *replicates(statistic, [metric])[metric]])
 
-    found = _kept(f"resampled/{record.outcomes_sha256}-{metric}-{RESAMPLES}-{SEED}", find)
+    found = _kept(f"resampled/{record.outcomes_sha256}-{digest(metric)}-{RESAMPLES}-{SEED}", find)
     if found is None or not _is(record, metric, float(found[0])):
         return None
     return Resampled(float(found[0]), int(found[1]), found[2:])

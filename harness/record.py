@@ -6,16 +6,24 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 from msgspec.structs import replace
 
-from harness.errors import RecordError
+from harness.details import Details
+from harness.errors import BenchError, RecordError
 from harness.metric import Measurement
 
 SCHEMA = 2
 
+# What no run writes could break the boards of everyone: bounds on what is read.
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Positive = Annotated[int, Meta(ge=1, le=2**31)]
+Key = Annotated[str, Meta(pattern="^[0-9a-f]{8}$")]
+Sha256 = Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")]
+Name = Annotated[str, Meta(min_length=1, max_length=500)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Provenance = Literal["measured", "predictions", "published"]
 
@@ -39,7 +47,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         fingerprint: SHA-256 of the tensor made from the bundled images; differs where any library decodes differently.
     """
 
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Positive, Positive] | None = None
     crop_pct: float | None = None
     crop_mode: str | None = None
     interpolation: str | None = None
@@ -88,14 +96,14 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     weights: Weights = Weights()
     preprocessing: Preprocessing = Preprocessing()
-    batch_size: int = 32
+    batch_size: Positive = 32
     precision: Precision = "fp32"
     channels_last: bool = False
     compile: bool = False
     cuda_graphs: bool = False
     device: str = "cpu"
     seed: int = 0
-    limit: int | None = None
+    limit: Positive | None = None
 
 
 class DataStamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -103,8 +111,8 @@ class DataStamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     name: str
     split: str
-    size: int
-    classes: int
+    size: Count
+    classes: Count
     fingerprint: str
 
     def joined(self, others: Sequence[DataStamp]) -> DataStamp:
@@ -126,8 +134,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     device: str
     cpu: str
-    cores: int
-    threads: int
+    cores: Count
+    threads: Count
     memory_gib: float
     system: str
     python: str
@@ -155,10 +163,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         content_sha256: of the record's own text with this field empty, so that an edit shows; it is no signature.
     """
 
-    model: str
-    task: str
-    task_version: int
-    key: str
+    model: Name
+    task: Name
+    task_version: Count
+    key: Key
     source_sha256: str
     untrained: Literal["rank", "apart", "never"]
     machine_bound: bool
@@ -171,7 +179,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     started_at: str
     seconds: float
     details: dict[str, Any] = {}
-    outcomes_sha256: str = ""
+    outcomes_sha256: Sha256 = ""
     error: str | None = None
     content_sha256: str = ""
     schema: int = SCHEMA
@@ -236,12 +244,21 @@ def from_json(text: bytes, origin: str) -> Record:
     try:
         record = _DECODER.decode(text)
         if record.schema <= SCHEMA:
+            _check_details(record)
             return record
         version = record.schema
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, BenchError, RecursionError) as error:
         if (version := _schema(text)) <= SCHEMA:
             raise RecordError(f"{origin} is not a record ({error}). Restore it, or delete it and run again.") from error
     raise RecordError(f"{origin} has schema {version}; this harness reads up to {SCHEMA}. Update the harness.")
+
+
+def _check_details(record: Record) -> None:
+    """Refuse details that the harness could not read."""
+    try:
+        msgspec.convert(record.details, Details)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"details: {error}") from error
 
 
 class _Unsampled(Measurement, frozen=True, gc=False):
@@ -258,7 +275,8 @@ def skim(text: bytes, origin: str) -> Record:
     """Read a record as `from_json` does, without the samples of a single run, for those who look at very many."""
     try:
         record = _SKIMMER.decode(text)
-    except msgspec.MsgspecError:
+        _check_details(record)
+    except (msgspec.MsgspecError, BenchError, RecursionError):
         return from_json(text, origin)
     return from_json(text, origin) if record.schema > SCHEMA or "equal" in record.details else record
 
@@ -267,7 +285,7 @@ def _schema(text: bytes) -> int:
     """The schema that a text names; 0 where it names none."""
     try:
         return msgspec.json.decode(text, type=_Version).schema
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return 0
 
 

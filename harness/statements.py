@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import msgspec
 
 # A line's number, its text, and what it states, without what its neighbours decide, such as widths and bold.
 Statement = tuple[int, str, tuple[Any, ...]]
 RANK = re.compile(r"(\d+)(?:=|\$=\$)?(?: \(\d+(?:–|--)\d+\))?")
 EMPTY = ("", "–", "--")
-DATA = re.compile(r'<script id="data" type="application/json">(.*?)</script>', re.DOTALL)
+DATA = re.compile(rb'<script id="data" type="application/json">(.*?)</script>', re.DOTALL)
 
 
-def unsupported(name: str, page: str, fresh: str) -> Iterator[tuple[str, str]]:
+def unsupported(name: str, page: bytes, fresh: bytes) -> Iterator[tuple[str, str]]:
     """Yield place and text of whatever a page states and a page that was made from the records does not.
 
     Args:
@@ -29,25 +30,25 @@ def unsupported(name: str, page: str, fresh: str) -> Iterator[tuple[str, str]]:
             yield (f"{name}:{number}" if number else name), text
 
 
-def _markdown(page: str) -> Iterator[Statement]:
-    """Titles, rows of tables and items of lists."""
-    title, lines = "", page.split("\n")
+def _markdown(page: bytes) -> Iterator[Statement]:
+    """Titles, rows of tables, and every other line but the heads of tables."""
+    title, lines = "", _lines(page)
     for number, line in enumerate(lines, 1):
         after = lines[number] if number < len(lines) else ""
         if line.startswith("#"):
             title = line
             yield number, line, (title,)
-        elif line.startswith("- "):
+        elif line and not line.startswith("|"):
             yield number, line, (title, line)
-        elif line.startswith("|") and not line.startswith(("|:-", "|--")) and not after.startswith(("|:-", "|--")):
+        elif line and not line.startswith(("|:-", "|--")) and not after.startswith(("|:-", "|--")):
             cells = re.split(r"(?<!\\)\|", line)[1:-1]
             yield number, " ".join(line.split()), (title, *_filled(cell.strip().strip("*") for cell in cells))
 
 
-def _latex(page: str) -> Iterator[Statement]:
+def _latex(page: bytes) -> Iterator[Statement]:
     """Captions, and rows of tables."""
     title, heading = "", False
-    for number, line in enumerate(page.split("\n"), 1):
+    for number, line in enumerate(_lines(page), 1):
         if line.startswith("\\caption"):
             title = line
             yield number, line, (title,)
@@ -55,6 +56,10 @@ def _latex(page: str) -> Iterator[Statement]:
             cells = re.split(r"(?<!\\) & ", line.removesuffix(" \\\\"))
             yield number, line, (title, *_filled(re.sub(r"^\\textbf\{(.*)\}$", r"\1", cell) for cell in cells))
         heading = line == "\\toprule"
+
+
+def _lines(page: bytes) -> list[str]:
+    return page.decode(errors="replace").splitlines()
 
 
 def _filled(cells: Iterator[str]) -> Iterator[str]:
@@ -65,35 +70,94 @@ def _filled(cells: Iterator[str]) -> Iterator[str]:
             yield rank[1] if rank else cell
 
 
-def _html(page: str) -> Iterator[Statement]:
+class _Row(msgspec.Struct):
+    label: tuple[str, ...]
+    values: tuple[float | None, ...]
+    intervals: tuple[tuple[float, float] | None, ...]
+
+
+class _Board(msgspec.Struct):
+    title: str
+    metrics: tuple[dict[str, Any], ...]
+    rows: tuple[msgspec.Raw, ...]
+
+
+class _Record(msgspec.Struct):
+    task: str
+    key: str
+    environment: int
+    setup: int
+    data: int
+    quantities: int
+    values: tuple[float | None, ...]
+    reasons: tuple[str, ...]
+    provenance: str
+    command: str
+    refused: str
+    about: dict[str, Any]
+
+
+class _Model(msgspec.Struct):
+    name: str
+    published: tuple[tuple[str, ...], ...]
+    records: tuple[msgspec.Raw, ...]
+
+
+class _Data(msgspec.Struct):
+    """The data of a page; rows and records stay text until each has its turn, since a page may have very many."""
+
+    summary: str
+    boards: tuple[_Board, ...]
+    models: tuple[_Model, ...]
+    elsewhere: int
+    environments: tuple[msgspec.Raw, ...]
+    setups: tuple[msgspec.Raw, ...]
+    data: tuple[msgspec.Raw, ...]
+    quantities: tuple[tuple[tuple[str, str], ...], ...]
+
+
+_ROW, _RECORD = msgspec.json.Decoder(_Row), msgspec.json.Decoder(_Record)
+
+
+def _html(page: bytes) -> Iterator[Statement]:
     """Every value of the boards and of the models' records, and the page around them."""
     parts = DATA.split(page)
     yield 0, "the page around the data", ("page", *parts[::2])
     for text in parts[1::2]:
         try:
-            statements = list(_values(json.loads(text)))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            statements = [("data that cannot be read", text[:80])]
-        yield from ((0, " ".join(map(str, one)), one) for one in statements)
+            for one in _values(msgspec.json.decode(text, type=_Data)):
+                yield 0, " ".join(map(str, one)), one
+        except (msgspec.MsgspecError, ValueError, IndexError, RecursionError):
+            yield 0, "data that cannot be read", ("data", text)
 
 
-def _values(data: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    for board in data["boards"]:
-        for row in board["rows"]:
-            row_of = (board["title"], *row["label"])
+def _values(data: _Data) -> Iterator[tuple[Any, ...]]:
+    yield data.summary, data.elsewhere
+    for board in data.boards:
+        for row in map(_ROW.decode, board.rows):
+            row_of = (board.title, *row.label)
             yield row_of
-            for metric, value, interval in zip(board["metrics"], row["values"], row["intervals"], strict=True):
+            for metric, value, interval in zip(board.metrics, row.values, row.intervals, strict=True):
                 if value is not None:
-                    yield (*row_of, metric["name"], value, *(interval or ()))
-    for model in data["models"]:
-        yield from ((model["name"], *cells) for cells in model["published"])
-        for record in model["records"]:
-            for number, *value in record["measurements"]:
-                yield (model["name"], record["task"], record["key"], *data["quantities"][number], *value)
-    yield from (tuple(one) for one in data["leftOut"])
+                    yield (*row_of, metric.get("name"), value, *(interval or ()))
+    for model in data.models:
+        yield from ((model.name, *cells) for cells in model.published)
+        for record in map(_RECORD.decode, model.records):
+            yield from _told(record, model.name, data)
 
 
-READERS: dict[str, Callable[[str], Iterator[Statement]]] = {
+def _told(record: _Record, model: str, data: _Data) -> Iterator[tuple[Any, ...]]:
+    """What a model's part of the page tells of one record."""
+    of = (model, record.task, record.key)
+    for quantity, value in zip(data.quantities[record.quantities], record.values, strict=True):
+        yield (*of, *quantity, value)
+    yield (*of, record.provenance, record.command, record.refused, *record.reasons, *record.about.values())
+    kinds = (data.environments, record.environment), (data.setups, record.setup), (data.data, record.data)
+    for shared, number in kinds:
+        yield (*of, bytes(shared[number]).decode())
+
+
+READERS: dict[str, Callable[[bytes], Iterator[Statement]]] = {
     "README.md": _markdown,
     "leaderboard.tex": _latex,
     "leaderboard.html": _html,

@@ -74,6 +74,12 @@ class Store:
         (content,) = self.location.read_all([f"records/{name}"])
         return content
 
+    def texts(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and the content of the file of every record, by name."""
+        names = self.names()
+        contents = self.location.read_all([f"records/{name}" for name in names])
+        return zip(names, track(contents, "read records"), strict=True)
+
     def load(self, read: Callable[[bytes, str], Record] = from_json) -> list[Record]:
         """Read all records, by name.
 
@@ -83,14 +89,12 @@ class Store:
         Raises:
             RecordError: a file is not a record, or is one that another file is too; it is named.
         """
-        names = self.names()
-        contents = self.location.read_all([f"records/{name}" for name in names])
         files: dict[str, str] = {}
         shared: dict[object, object] = {}
         records = []
         with uncollected():
-            for name, content in zip(names, track(contents, "read records"), strict=True):
-                record = _sharing(read(content, name), shared)
+            for name, text in self.texts():
+                record = _sharing(read(text, name), shared)
                 if (other := files.setdefault(record.name, name)) != name:
                     raise RecordError(f"{other} and {name} are both the record {record.name}. Remove one of them.")
                 records.append(record)

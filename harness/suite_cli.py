@@ -72,7 +72,7 @@ def write(store: Store) -> None:
 
 def render(store: Store) -> dict[str, bytes]:
     """Return the content of every page by its name; equal records give equal bytes."""
-    from harness.board_cli import render as render_boards
+    from harness.board import render as render_boards
     from harness.leaderboard import make_boards
     from harness.plot import THEMES, draw_tradeoff
     from harness.ranking import with_ranks

@@ -13,13 +13,13 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # Inside the harness imports run one way, from the first to the last.
 ORDER = (
     "errors", "distributed", "registry", "progress", "images", "metric", "journal", "statistics", "significance",
-    "resampling", "record", "cache", "location", "store", "album", "checkpoint",
+    "resampling", "details", "record", "cache", "location", "store", "album", "checkpoint",
     "cgroup", "nvml", "environment", "mmseg_config", "mmseg_segmentor", "factory", "models", "weights",
     "sources", "blocks", "features", "taps", "pyramid", "mmseg_backbone", "alone", "preprocessing",
     "device", "graphs", "training", "optimizer", "observe", "timing", "task_id", "task", "runner",
     "scaling", "growth", "costs",
     "executors", "predictions", "api",
-    "race", "suite", "leaderboard", "figures", "published", "budget", "pairing", "ranking", "tables", "page",
+    "race", "suite", "leaderboard", "figures", "published", "budget", "pairing", "ranking", "tables", "page", "board",
     "tradeoff", "tradeoff_page", "compare", "gate", "gate_report", "baseline", "statements", "audit", "show",
     "inspection", "confine", "isolation", "conformance", "submission",
     "doctor", "breakdown", "reference", "sweep", "plot", "multiples", "growth_report",

@@ -17,6 +17,7 @@ from harness import run
 from harness.audit import differing, job_of, verify
 from harness.cli import app
 from harness.errors import RecordError
+from harness.metric import Measurement, Metric
 from harness.record import Record, Setup, Weights
 from harness.store import Store
 
@@ -79,24 +80,74 @@ def test_a_row_without_a_record_is_found(store: Store) -> None:
 
 @pytest.mark.parametrize(("page", "old", "new"), [
     ("README.md", "**70.00**", "**79.00**"),
-    ("README.md", "| 1 | a ", "| 1 | b "),
+    ("README.md", "|   1 | a ", "|   1 | b "),
     ("README.md", "\n\n## imagenet on", "\n| 1 | forged | random | 224 | 99.00 |\n\n## imagenet on"),
     ("README.md", "100 images", "50,000 images"),
+    ("README.md", "device a processor", "device a faster processor"),
     ("leaderboard.tex", "70.00", "79.00"),
     ("leaderboard.tex", "\\bottomrule", "1 & forged & random & 224 & 99.00 \\\\\n\\bottomrule"),
     ("leaderboard.html", '"values":[70.0', '"values":[79.0'),
-    ("leaderboard.html", ',70.0]]', ',79.0]]'),
+    ("leaderboard.html", '"values":[70.0],', '"values":[79.0],'),
+    ("leaderboard.html", '"cores":2', '"cores":64'),
+    ("leaderboard.html", '"command":""', '"command":"run"'),
+    ("leaderboard.html", "2 ranked results", "2,000 ranked results"),
     ("leaderboard.html", "</style>", "#table td { font-size: 0 }</style>"),
     ("leaderboard.html", '{"summary"', '{"summary'),
 ])  # fmt: skip
 def test_an_edited_page_is_found(page: str, old: str, new: str, store: Store) -> None:
     path = store.root / page
-    text = re.sub(" +", " ", path.read_text()) if page == "README.md" else path.read_text()
-    path.write_text(text)
-    assert doubts(store) == ""
+    text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    assert doubts(store).startswith(page)
+    found = doubts(store)
+    assert found.startswith(page)
+    assert "no record supports" in found
+
+
+def test_a_page_that_differs_in_its_layout_alone_is_found(store: Store) -> None:
+    path = store.root / "README.md"
+    path.write_text(re.sub(" +", " ", path.read_text()))
+    assert doubts(store) == (
+        "README.md: differs from what the records give in its ranks or its layout. Run `board` again."
+    )
+
+
+def test_forged_ranks_are_found(store: Store) -> None:
+    store.save(accuracy("b", 69.9), outcomes(699))
+    CliRunner().invoke(app, ["board", "--results", str(store.root), "-q"])
+    assert doubts(store) == ""
+    for page, old, new in (("README.md", "1= (1–2)", "1 "), ("leaderboard.html", '"ranks":[1,2]', '"ranks":[1,1]')):
+        path = store.root / page
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        assert doubts(store).startswith(f"{page}: differs from what the records give in its ranks")
+        path.write_text(text)
+
+
+def test_a_record_in_another_layout_is_as_it_was_written(store: Store) -> None:
+    path = path_of(store, "cost")
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert doubts(store) == ""
+
+
+def test_boards_that_cannot_be_made_are_a_doubt(store: Store) -> None:
+    for model in "bc":
+        store.save(accuracy(model, 61.3), outcomes(613))  # Answers that no other test has left in the cache.
+    for path in store.outcomes.glob("*"):
+        path.write_bytes(b"not gzip")
+    assert "boards: cannot be made of these records. imagenet__" in doubts(store)
+
+
+def test_a_stale_csv_does_not_fill_the_screen(store: Store) -> None:
+    for number in range(30):
+        store.save(accuracy(f"net_{number}", float(number)))
+    CliRunner().invoke(app, ["board", "--results", str(store.root), "-q"])
+    for path in store.records.glob("imagenet__net*"):
+        path.unlink()
+    found = doubts(store).splitlines()
+    assert sum(line.startswith("leaderboard.csv") for line in found) == 21
+    assert "leaderboard.csv: 10 more are supported by no record." in found
 
 
 def test_ranks_and_ties_of_a_page_raise_no_doubt(store: Store) -> None:
@@ -149,6 +200,29 @@ def test_a_run_is_repeated(nets: str, make_imagenet: Callable[..., Path], tmp_pa
     Path(nets).write_text(Path(nets).read_text() + "\n# another file\n")
     code, told = rerun(record, results, *where)
     assert "source:" in told
+
+
+def test_of_a_repeated_run_every_number_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minor = Metric("latency_n49", "ms", higher_is_better=False, minor=True)
+    shares = Metric("share_fft", "%", higher_is_better=False, minor=True)
+    store = Store(tmp_path / "results")
+
+    def measured(*more: Measurement) -> Record:
+        return cost("net", 10.0, measurements=(*cost("net", 10.0).measurements, *more))
+
+    def run_again(again: Record) -> Callable[..., list[Record]]:
+        return lambda jobs, target, *words, **options: [target.save(again)]
+
+    before = store.save(measured(Measurement(minor, 5.0), Measurement(shares, 1.0)))
+    after = measured(Measurement(minor, 9.0), Measurement(shares, 1.0))
+    monkeypatch.setattr("harness.audit.run_jobs", run_again(after))
+    code, told = rerun(before, store.root)
+    assert (code, "latency_n49: worse. +80.0 %" in told) == (0, True), told
+    assert "leave out, and that are the same: 1" in told
+    empty = cost("net", 10.0, measurements=(Measurement(minor, None, reason="no counter"),))
+    monkeypatch.setattr("harness.audit.run_jobs", run_again(empty))
+    code, told = rerun(store.save(empty), store.root)
+    assert (code, "There is no number to compare with: net on cost: no latency_n49: no counter" in told) == (1, True)
 
 
 def test_a_record_of_a_submission_is_repeated_as_what_ran(

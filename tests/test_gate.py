@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy
 import pytest
@@ -19,7 +17,6 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.errors import RecordError, SetupError
 from harness.gate import Finding, Policy, Verdict, exit_code, judge, read_policy
-from harness.gate_report import headline, to_annotations, to_junit, to_markdown
 from harness.metric import Measurement, Metric, Outcomes
 from harness.record import Record
 from harness.store import Store
@@ -98,6 +95,9 @@ def test_a_floor_holds_whatever_the_baseline(sides: Sides) -> None:
         store.save(accuracy("net", 70.0), outcomes(700))
     assert sides.judge(Policy(floors={"imagenet top1": 75.0}))["top1"].verdict is Verdict.WORSE
     assert sides.judge(Policy(floors={"imagenet top1": 65.0}))["top1"].verdict is Verdict.SAME
+    sides.after.save(accuracy("net", 70.0, task_version=2))
+    assert sides.judge(Policy(floors={"imagenet top1": 75.0}))["top1"].verdict is Verdict.WORSE
+    assert sides.judge(Policy(floors={"imagenet top1": 65.0}))["top1"].verdict is Verdict.CHANGED
 
 
 @pytest.mark.parametrize(
@@ -300,56 +300,43 @@ def test_the_candidate_is_no_baseline_of_itself(sides: Sides) -> None:
     assert isinstance(done.exception, SetupError)
 
 
-def test_what_machines_read() -> None:
-    found = [finding(verdict) for verdict in Verdict]
-    suite = ElementTree.fromstring(to_junit(found, POLICY))
-    assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
-        "6",
-        "2",
-        "1",
-        "1",
-    )
-    told = to_annotations(found, POLICY).splitlines()
-    assert [line.split(" ")[0] for line in told] == ["::error", "::error", "::error", "::warning"]
-    assert all("5 %25 more" in line for line in told)
-    assert headline(found, POLICY).startswith("failed: 1 worse, 1 not measured")
+# What the command line answers to each kind of two folders: the exit code, and the verdict that it tells.
+ENDINGS = {
+    "same": (0, accuracy("net", 70.0, seconds=2.0), "passed: 1 same"),
+    "better": (0, accuracy("net", 75.0), "| better"),
+    "worse": (3, accuracy("net", 60.0), "| worse"),
+    "failed": (4, accuracy("net", error="it broke", measurements=()), "the candidate failed: it broke"),
+    "renamed": (4, accuracy("another net", 70.0), "the candidate has no record of it"),
+    "copied": (4, accuracy("net", 70.0), "Nothing was measured: every record is the baseline's own"),
+    "other data": (5, accuracy("net", 70.0, data=replace(DATA, fingerprint="f" * 16)), "| environment changed"),
+    "in doubt": (6, accuracy("net", 70.3), "| inconclusive"),
+}
 
 
-def test_a_hostile_name_stays_text() -> None:
-    hostile = Finding(("a|b<script>\n::error::", "t\x00", "", "m,:"), Verdict.WORSE, "why\n::warning::", 1.0, 2.0)
-    assert "<script>" not in to_markdown([hostile], POLICY)
-    assert len(to_annotations([hostile], POLICY).splitlines()) == 1
-    ElementTree.fromstring(to_junit([hostile, dataclasses.replace(hostile, reason="\ud800\uffff")], POLICY))
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_verdict_has_its_exit_code_on_the_command_line(ending: str, sides: Sides) -> None:
+    code, after, told = ENDINGS[ending]
+    right = {"better": 750, "worse": 600, "in doubt": 703}.get(ending, 700)
+    sides.before.save(accuracy("net", 70.0), outcomes(700))
+    sides.after.save(after, None if after.error else outcomes(right, lucky=290 if ending == "in doubt" else 0))
+    found, page = sides.check()
+    assert (found, told in page) == (code, True), page
 
 
-def test_what_cannot_be_written_is_a_mistake(sides: Sides, tmp_path: Path) -> None:
+def test_a_baseline_of_failures_is_not_green(sides: Sides) -> None:
+    failure = accuracy("net", error="it broke", measurements=())
+    sides.before.save(failure)
+    sides.after.save(accuracy("net"))
+    assert sides.check()[0] == 4
+    sides.after.save(failure)
+    assert sides.check()[0] == 4
+
+
+def test_folders_that_are_not_there(sides: Sides) -> None:
     sides.before.save(accuracy("net"))
-    words = [
-        "check",
-        "--baseline",
-        str(sides.before.root),
-        "--results",
-        str(sides.after.root),
-        "--junit",
-        str(tmp_path),
-    ]
-    done = CliRunner().invoke(app, words)
-    assert isinstance(done.exception, SetupError)
-    assert "cannot be written" in str(done.exception)
-
-
-def test_on_github_it_writes_annotations_and_a_summary(
-    sides: Sides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    sides.before.save(cost("net", 10.0, samples(10, 1)))
-    sides.after.save(cost("net", 15.0, samples(15, 2)))
-    code, output = sides.check("--junit", str(tmp_path / "junit.xml"))
-    assert code == 3
-    assert "::error title=worse%3A latency_b1 of net on cost::+49." in output
-    assert "| worse" in (tmp_path / "summary.md").read_text()
-    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("failures") == "1"
+    assert sides.check()[0] == 4
+    nowhere = CliRunner().invoke(app, ["check", "--baseline", "nowhere", "--results", str(sides.after.root)])
+    assert "'nowhere' is neither a folder nor a git revision" in str(nowhere.exception)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from fake_records import DATA, ENVIRONMENT, PARAMETERS, SETUP, TOP1, accuracy, c
 from msgspec.structs import replace
 
 from harness.audit import verify
-from harness.board_cli import render
+from harness.board import render
 from harness.leaderboard import differences, make_boards, why_unranked
 from harness.metric import Measurement, Metric
 from harness.ranking import with_ranks
@@ -298,3 +298,18 @@ def test_the_csv_keeps_every_digit_and_quotes_names() -> None:
     assert [line["top1"] for line in lines] == ["", "70.123456789012", "60.0", "1e-09"]
     assert lines[0]["latency_b1"] == "1e+22"
     assert to_csv([]) == "\n"
+
+
+def test_records_that_rank_by_other_metrics_stand_apart() -> None:
+    upside_down = Measurement(replace(TOP1, higher_is_better=False), 60.0)
+    renamed = Measurement(replace(TOP1, name="top3"), 90.0)
+    boards, left_out = make_boards([
+        accuracy("a", 70.0), accuracy("b", 80.0), accuracy("0", measurements=(upside_down,)),
+        accuracy("1", measurements=(renamed,)),
+    ])  # fmt: skip
+    assert not left_out
+    assert [[row.label[0] for row in board.rows] for board in boards] == [["b", "a"], ["0"], ["1"]]
+    assert [dict(board.conditions)["ranked by"] for board in boards] == [
+        "top1 (%), higher is better", "top1 (%), lower is better", "top3 (%), higher is better",
+    ]  # fmt: skip
+    assert "they differ in ranked by" in to_markdown(boards, left_out)

@@ -286,6 +286,20 @@ def test_a_run_whose_results_do_not_arrive_is_not_measured_again(
     assert len(Store(failing).load()) == 3
 
 
+def test_two_writers_of_one_record_leave_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, move = f"mounted://{tmp_path / 'results'}", LocalFileSystem.mv
+
+    def after_another(self: Mounted, *words: Any, **options: Any) -> None:
+        monkeypatch.setattr(Mounted, "mv", move)
+        Store(address).save(accuracy("a", 60.0))
+        move(self, *words, **options)
+
+    monkeypatch.setattr(Mounted, "mv", after_another)
+    Store(address).save(accuracy("a", 70.0))
+    assert [record.values() for record in Store(address).load()] == [{"top1": 70.0}]
+    assert len(list((tmp_path / "results" / "records").iterdir())) == 1
+
+
 def test_a_write_that_fails_leaves_the_old_object(failing: str) -> None:
     store = Store(failing)
     store.save(accuracy("a", 70.0))

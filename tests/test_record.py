@@ -92,3 +92,61 @@ def test_slug_keeps_names_readable_and_safe() -> None:
 def test_a_measurement_without_a_value_needs_a_reason() -> None:
     with pytest.raises(BenchError, match="needs a reason"):
         Measurement(Metric("gmacs", "G", False), None)
+
+
+WRONG: dict[str, tuple[tuple[str | int, ...], object]] = {
+    "decimals below 0": (("measurements", 0, "metric", "decimals"), -1),
+    "a billion decimals": (("measurements", 0, "metric", "decimals"), 10**9),
+    "a metric without a name": (("measurements", 0, "metric", "name"), ""),
+    "an interval the wrong way round": (("measurements", 0, "interval"), [5.0, 1.0]),
+    "no value and no reason": (("measurements", 0), {"metric": {"name": "x", "unit": "", "higher_is_better": True},
+                                                      "value": None}),
+    "no batch": (("setup", "batch_size"), 0),
+    "an image without pixels": (("setup", "preprocessing", "image_size"), [0, 224]),
+    "a limit of none": (("setup", "limit"), 0),
+    "no model": (("model",), ""),
+    "a key that leaves the folder": (("key",), "../../x"),
+    "a hash that leaves the folder": (("outcomes_sha256",), "../../x"),
+    "a number without end": (("task_version",), 10**30),
+    "a race of nobody": (("details", "race"), 5),
+    "equal trainings without seeds": (("details",), {"equal": {"recipe": "a", "order": "b"}}),
+    "a submission that is no table": (("details", "submission"), "mine"),
+    "reasons that are one word": (("details", "unranked"), "why"),
+    "a disturbance that is none": (("details", "disturbed"), {"a": 1}),
+    "a note that is no text": (("details", "nominal"), 3.5),
+    "panels without names": (("details", "panels"), [1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_no_run_writes_is_refused_by_name(what: str) -> None:
+    path, value = WRONG[what]
+    content = json.loads(to_json(golden()))
+    part = content
+    for step in path[:-1]:
+        part = part[step]
+    part[path[-1]] = value
+    with pytest.raises(RecordError, match=r"^r\.json is not a record .*Restore it"):
+        from_json(json.dumps(content).encode(), "r.json")
+
+
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_a_value_is_a_finite_number(text: str) -> None:
+    content = json.loads(to_json(golden()))
+    content["measurements"][0]["value"] = "HERE"
+    with pytest.raises(RecordError, match=r"^r\.json is not a record"):
+        from_json(json.dumps(content).replace('"HERE"', text).encode(), "r.json")
+
+
+def test_details_without_end_are_refused_by_name() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    text = to_json(golden()).replace(b'"details": {', b'"details": {"deep": ' + deep + b",", 1)
+    assert deep in text
+    with pytest.raises(RecordError, match=r"^r\.json is not a record"):
+        from_json(text, "r.json")
+
+
+def test_details_of_a_task_are_its_own() -> None:
+    content = json.loads(to_json(golden()))
+    content["details"] = {"seeds": 5, "mine": [{"a": None}], "recipe": 3}
+    assert from_json(json.dumps(content).encode(), "r.json").details == content["details"]

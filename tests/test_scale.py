@@ -49,7 +49,7 @@ def measure(words: Sequence[object]) -> tuple[int, float, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_all_boards_of_a_hundred_thousand_records(tmp_path: Path) -> None:
+def test_all_boards_of_a_hundred_thousand_records_are_made_and_verified(tmp_path: Path) -> None:
     assert write_records(tmp_path, many_records(models=5000, accuracies=12, costs=8)) == 100_000
     code, seconds, peak = measure(["board", "--results", tmp_path, "-q"])
     assert code == 0
@@ -57,6 +57,10 @@ def test_all_boards_of_a_hundred_thousand_records(tmp_path: Path) -> None:
     assert seconds < 20
     assert peak < 2048
     assert (tmp_path / "leaderboard.csv").read_bytes().count(b"\n") == 100_001
+    code, seconds, peak = measure(["verify", "--results", tmp_path])
+    assert code == 0
+    assert seconds < 30
+    assert peak < 2048
 
 
 def moved(record: Record, numbers: random.Random) -> Record:

@@ -27,7 +27,6 @@ LARGEST_RECORDS = 256 * MIB
 LARGEST_OUTCOMES = 256 * MIB
 METRIC = re.compile(r"[A-Za-z][\w.+-]{0,79}", re.ASCII)
 UNIT = re.compile(r"[\w%/ .^-]{0,20}", re.ASCII)
-MOST_DECIMALS = 9
 
 
 def clear(isolated: Path) -> None:
@@ -85,10 +84,7 @@ def records_of(plan: Plan, model: str, store: Store) -> Iterator[tuple[Record, O
         total += _size(store, f"records/{name}", LARGEST_RECORD)
         if total > LARGEST_RECORDS:
             raise RecordError(f"Its records have more than {LARGEST_RECORDS // MIB} MiB.")
-        try:
-            record = from_json(text := store.text(name), name)
-        except RecursionError as error:
-            raise RecordError(f"{name} is nested without end.") from error
+        record = from_json(text := store.text(name), name)
         mine = record.model == model and record.setup.limit == plan.limit
         if not mine or (record.task not in plan.tasks and not plan.predictions) or name != f"{record.name}.json":
             continue
@@ -121,10 +117,9 @@ def _outcomes(store: Store, record: Record) -> Outcomes:
 
 
 def _shown(record: Record, name: str) -> Record:
-    """A record with metrics that tables have room for, and with control characters as escapes."""
+    """A record with metrics that a task could have, and with control characters as escapes."""
     for metric in (measurement.metric for measurement in record.measurements):
-        fits = METRIC.fullmatch(metric.name) and UNIT.fullmatch(metric.unit) and 0 <= metric.decimals <= MOST_DECIMALS
-        if not fits:
+        if not (METRIC.fullmatch(metric.name) and UNIT.fullmatch(metric.unit)):
             raise RecordError(f"{name} has a metric that no task has: {metric.name[:80]!r} in {metric.unit[:20]!r}.")
     return msgspec.convert(_printable(msgspec.to_builtins(record)), Record)
 
