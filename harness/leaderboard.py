@@ -275,16 +275,17 @@ def _board(
     costs: Mapping[tuple[str, ...], MachineFree],
 ) -> Board:
     """Rank comparable records."""
-    metrics, minor = _metrics(group)
-    every, headline = metrics + minor, group[0].measurements[0].metric
-    names = [metric.name for metric in every]
-    beside = {} if group[0].machine_bound else costs
-    scored = sorted(((_sort_value(record, headline), record) for record in group), key=itemgetter(0))
-    scores, best_first = zip(*scored, strict=True)
+    shapes = [tuple([one.metric.name for one in record.measurements]) for record in group]
+    metrics, minor = _metrics(list(dict(zip(shapes, group, strict=True)).values()))
+    every, sign = metrics + minor, -1 if group[0].measurements[0].metric.higher_is_better else 1
+    places = {shape: [(m.name, shape.index(m.name) if m.name in shape else None) for m in every] for shape in {*shapes}}
+    scored = [(sign * float(r.measurements[0].value or 0), r, s) for r, s in zip(group, shapes, strict=True)]
+    scores, best_first, best_shapes = zip(*sorted(scored, key=itemgetter(0)), strict=True)
     labels = [who(record) for record in best_first]
     alike, equal = Counter(labels), Counter(scores)
+    beside = {} if group[0].machine_bound else costs
     counted = [beside.get(identity(record), NOTHING) if beside else NOTHING for record in best_first]
-    cells = [_cells(record, free, names) for record, free in zip(best_first, counted, strict=True)]
+    cells = [_cells(r, free, places[shape]) for r, free, shape in zip(best_first, counted, best_shapes, strict=True)]
     ranks = {score: 1 + index for index, score in reversed(list(enumerate(scores)))}
     rows = [
         Row(
@@ -305,7 +306,7 @@ def _board(
 
 
 def _metrics(group: Sequence[Record]) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
-    """What the records of a board measured, and what stands beside accuracy; and the minor metrics."""
+    """What records measured, and what stands beside accuracy; and the minor metrics."""
     shown = {m.metric.name: m.metric for record in group for m in record.measurements if not m.metric.minor}
     minor = {m.metric.name: m.metric for record in group for m in record.measurements if m.metric.minor}
     if not group[0].machine_bound:
@@ -314,20 +315,12 @@ def _metrics(group: Sequence[Record]) -> tuple[tuple[Metric, ...], tuple[Metric,
 
 
 def _cells(
-    record: Record, free: MachineFree, names: Sequence[str]
+    record: Record, free: MachineFree, places: Sequence[tuple[str, int | None]]
 ) -> tuple[tuple[float | None, ...], tuple[Interval | None, ...]]:
-    """Values and their intervals by the names of metrics."""
-    own = {one.metric.name: one for one in record.measurements}
-    values = [own[name].value if name in own else free.values.get(name) for name in names]
-    return tuple(values), tuple([own[name].interval if name in own else None for name in names])
-
-
-def _sort_value(record: Record, headline: Metric) -> float:
-    """Smaller is better; a record without a value comes last."""
-    value = next((one.value for one in record.measurements if one.metric.name == headline.name), None)
-    if value is None:
-        return float("inf")
-    return -value if headline.higher_is_better else value
+    """Values and their intervals, by the name of each metric and its place among the record's measurements."""
+    own = record.measurements
+    values = [free.values.get(name) if place is None else own[place].value for name, place in places]
+    return tuple(values), tuple([None if place is None else own[place].interval for _, place in places])
 
 
 def _machine_free_costs(records: Iterable[Record]) -> dict[tuple[str, ...], MachineFree]:
