@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from harness.errors import SetupError, UnknownName
 from harness.factory import nearest
-from harness.leaderboard import Board, Row, identity
+from harness.leaderboard import Board, Identity, Row, identity
 
 SIGNS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -57,7 +57,7 @@ def within(boards: Sequence[Board], limits: Sequence[Limit]) -> list[Board]:
     Raises:
         UnknownName: no board has such a metric.
     """
-    values: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[Identity, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for board in boards:
         for row in board.rows:
             for name, value in row.every_value().items():

@@ -14,6 +14,7 @@ from harness.metric import Measurement, Metric
 from harness.record import Record, Setup
 
 Interval = tuple[float, float]
+Identity = tuple[str, str, tuple[int, int] | None]
 # Costs that do not depend on the machine stand beside accuracy too.
 JOINED = (Metric("parameters", "M", higher_is_better=False), Metric("gmacs", "G", higher_is_better=False))
 
@@ -272,7 +273,7 @@ def _board(
     task: str,
     shared: tuple[tuple[str, str], ...],
     group: list[Record],
-    costs: Mapping[tuple[str, ...], MachineFree],
+    costs: Mapping[Identity, MachineFree],
 ) -> Board:
     """Rank comparable records."""
     shapes = [tuple([one.metric.name for one in record.measurements]) for record in group]
@@ -323,9 +324,9 @@ def _cells(
     return tuple(values), tuple([None if place is None else own[place].interval for _, place in places])
 
 
-def _machine_free_costs(records: Iterable[Record]) -> dict[tuple[str, ...], MachineFree]:
+def _machine_free_costs(records: Iterable[Record]) -> dict[Identity, MachineFree]:
     """What does not depend on the machine, of each model at each image size, from whichever machine counted it."""
-    found: dict[tuple[str, ...], MachineFree] = defaultdict(MachineFree)
+    found: dict[Identity, MachineFree] = defaultdict(MachineFree)
     for record in records:
         if record.machine_bound and not record.error:
             values, cost = record.values(), found[identity(record)]
@@ -334,6 +335,6 @@ def _machine_free_costs(records: Iterable[Record]) -> dict[tuple[str, ...], Mach
     return dict(found)
 
 
-def identity(record: Record) -> tuple[str, ...]:
-    """Return what decides a model's parameters and MACs."""
-    return record.model, record.source_sha256, str(record.setup.preprocessing.image_size)
+def identity(record: Record) -> Identity:
+    """Return what decides a model's parameters and MACs: its name, its source and the image size."""
+    return record.model, record.source_sha256, record.setup.preprocessing.image_size

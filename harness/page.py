@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from harness.budget import ALSO
-from harness.leaderboard import Board, LeftOut, Row, identity
+from harness.leaderboard import Board, Identity, LeftOut, Row, identity
 from harness.metric import Measurement, Metric
 from harness.published import beside, shown
 from harness.record import Record
@@ -73,7 +73,7 @@ def payload(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> dict[str, A
     for one in shown(found):
         models.numbers.setdefault(one.record.model, len(models.numbers))
     count = sum(len(board.rows) for board in boards)
-    identities: dict[tuple[str, ...], int] = {}
+    identities: dict[Identity, int] = {}
     return {
         "summary": f"{count:,} ranked results of {ranked:,} models on {len(boards):,} boards",
         "boards": [_board(board, models.numbers, identities) for board in boards],
@@ -136,7 +136,7 @@ class _Models:
         return number
 
 
-def _board(board: Board, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
+def _board(board: Board, numbers: Mapping[str, int], identities: dict[Identity, int]) -> dict[str, Any]:
     shared = dict(board.conditions)
     return {
         "task": board.task,
@@ -154,7 +154,7 @@ def _metric(metric: Metric) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "higher": metric.higher_is_better, "decimals": metric.decimals}
 
 
-def _row(row: Row, count: int, numbers: Mapping[str, int], identities: dict[tuple[str, ...], int]) -> dict[str, Any]:
+def _row(row: Row, count: int, numbers: Mapping[str, int], identities: dict[Identity, int]) -> dict[str, Any]:
     record = row.record
     return {
         "rank": row.rank,

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from harness.details import Details
 from harness.errors import BenchError, RecordError
-from harness.metric import Measurement
+from harness.metric import Measurement, Metric
 
 SCHEMA = 2
 
@@ -267,9 +267,19 @@ def _check_details(record: Record) -> None:
 
 
 class _Unsampled(Measurement, frozen=True, gc=False):
-    """A measurement whose samples are passed over: no text has this name for them."""
+    """A measurement whose samples are passed over, since no text has this name for them, and whose metric is shared."""
 
     samples: tuple[float, ...] = msgspec.field(default=(), name="never read")
+
+    def __post_init__(self) -> None:
+        known = _METRICS.setdefault(self.metric.name, self.metric)
+        if known is not self.metric and known == self.metric:
+            force_setattr(self, "metric", known)
+        if self.value is None or self.interval:
+            super().__post_init__()
+
+
+_METRICS: dict[str, Metric] = {}
 
 
 class _Skimmed(Record, frozen=True, kw_only=True, gc=False):

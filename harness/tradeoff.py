@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from harness.leaderboard import Board, Row, by_seed, conditions, identity
+from harness.leaderboard import Board, Identity, Row, by_seed, conditions, identity
 from harness.metric import Measurement, Metric
 from harness.record import Record
 from harness.significance import PairedDifference, holm, seed_differences
@@ -119,9 +119,9 @@ def _over_images(record: Record) -> float | None:
 
 def _costs(
     rows: Sequence[Row], priced: Sequence[Record]
-) -> tuple[tuple[tuple[str, str], ...], dict[tuple[str, ...], dict[str, Measurement]]]:
+) -> tuple[tuple[tuple[str, str], ...], dict[Identity, dict[str, Measurement]]]:
     """What each row costs at its image size; of costs that depend on the machine, those of one machine and setup."""
-    known: dict[tuple[str, ...], dict[str, Measurement]] = {identity(row.record): {} for row in rows}
+    known: dict[Identity, dict[str, Measurement]] = {identity(row.record): {} for row in rows}
     mine = [record for record in priced if identity(record) in known]
     places = Counter(conditions(record) for record in mine if len(_of_machine(record)))
     place = max(sorted(places), key=lambda each: places[each], default=())
