@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Policy:
             baseline.
         cost_level: of the test of the samples.
         cost_least_effect: share; a smaller change of a cost is none, however certain.
+        memory_least_effect: MiB; a smaller change of memory is none: two processes of one model differ by as much.
         tolerate: verdicts that do not fail the gate.
     """
 
@@ -62,6 +63,7 @@ class Policy:
     floors: dict[str, float] = field(default_factory=dict)
     cost_level: float = 0.001
     cost_least_effect: float = 0.05
+    memory_least_effect: float = 4.0
     tolerate: tuple[Verdict, ...] = (Verdict.INCONCLUSIVE,)
 
 
@@ -111,6 +113,8 @@ def _sane(policy: Policy) -> Policy:
     shares = ("accuracy_level", "cost_level", "cost_least_effect")
     if wrong := [name for name in shares if not 0 < getattr(policy, name) < 1]:
         raise SetupError(f"{wrong[0]} is {getattr(policy, wrong[0])}; expected a share between 0 and 1")
+    if not 0 <= policy.memory_least_effect < inf:
+        raise SetupError(f"memory_least_effect is {policy.memory_least_effect}; expected MiB from 0 on")
     if not 0 <= policy.accuracy_margin <= 100:
         raise SetupError(f"accuracy_margin is {policy.accuracy_margin}; expected points between 0 and 100")
     if wrong := [name for name, floor in policy.floors.items() if not isfinite(floor)]:
@@ -317,6 +321,8 @@ def _cost(records: tuple[Record, Record], pair: tuple[Measurement, Measurement],
         return Verdict.SAME, "equal"
     assert before.value is not None
     assert after.value is not None
+    if before.metric.unit == "MiB" and abs(after.value - before.value) <= policy.memory_least_effect:
+        return Verdict.SAME, f"{before.value:.4g} became {after.value:.4g}; processes of one model differ by as much"
     least = policy.cost_least_effect
     found = _difference(before, after, policy)
     if found is None:

@@ -168,6 +168,17 @@ def test_one_value_each_is_judged_by_the_least_effect_unless_it_is_a_time(sides:
     assert (tail.verdict, tail.reason[:28]) == (Verdict.INCONCLUSIVE, "+6.0 %, from one value each;")
 
 
+@pytest.mark.parametrize(("after", "verdict"), [(13.9, Verdict.SAME), (14.5, Verdict.WORSE), (5.5, Verdict.BETTER)])
+def test_memory_that_two_processes_of_one_model_differ_by_is_no_change(
+    sides: Sides, after: float, verdict: Verdict
+) -> None:
+    resident = Metric("resident_b1", "MiB", higher_is_better=False)
+    for store, value in ((sides.before, 10.0), (sides.after, after)):
+        passes = Measurement(resident, value, (value, value + 0.01, value - 0.01))
+        store.save(cost("net", 10.0, measurements=(passes,)))
+    assert sides.judge()["resident_b1"].verdict is verdict
+
+
 def test_what_is_counted_must_be_equal(sides: Sides) -> None:
     record = cost("net", 10.0)
     more = tuple(Measurement(GMACS, 1.26) if one.metric == GMACS else one for one in record.measurements)
@@ -253,7 +264,13 @@ def test_the_policy_is_a_small_file(tmp_path: Path) -> None:
     assert read_policy(path) == Policy(
         accuracy_margin=0.5, tolerate=(Verdict.INCONCLUSIVE, Verdict.CHANGED), floors={"cub top1": 60}
     )
-    numbers = ("accuracy_level = nan", "cost_level = 5", "cost_least_effect = -1", "[floors]\n'cub top1' = nan")
+    numbers = (
+        "accuracy_level = nan",
+        "cost_level = 5",
+        "memory_least_effect = -1",
+        "cost_least_effect = -1",
+        "[floors]\n'cub top1' = nan",
+    )
     for wrong in (
         "margin = 3",
         "accuracy_level = 'high'",
