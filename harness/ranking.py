@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -18,7 +19,8 @@ from harness.significance import all_pairs, all_seed_pairs, rank_intervals, resa
 from harness.statistics import LEAST_EFFECT
 from harness.store import Store
 
-Pairs = tuple[list[int], NDArray[numpy.float64]]  # the rows, and the p of every two of them
+Floats = NDArray[numpy.float64]
+Pairs = tuple[list[int], Floats]  # the rows, and the p of every two of them
 
 LEVEL = 0.05
 # All pairs of more would take minutes; such a board shows plain ranks.
@@ -60,7 +62,7 @@ def _apart(first: tuple[int, int], second: tuple[int, int]) -> bool:
     return first[1] < second[0]
 
 
-def _p_values(rows: Sequence[Row], metric: Metric, store: Store) -> NDArray[numpy.float64] | None:
+def _p_values(rows: Sequence[Row], metric: Metric, store: Store) -> Floats | None:
     """The p of every pair; None where nothing tells.
 
     Means over the same seeds are paired by these. Else items are paired where both have outcomes, and the intervals
@@ -94,7 +96,7 @@ def _by_resamples(records: Mapping[int, Record], metric: Metric, store: Store) -
     return (list(found), resampled_pairs(list(found.values()))) if len(found) > 1 else None
 
 
-def _by_intervals(rows: Sequence[Row], metric: Metric) -> NDArray[numpy.float64] | None:
+def _by_intervals(rows: Sequence[Row], metric: Metric) -> Floats | None:
     """Two-sided p of a normal test for every pair, from 95 % intervals; values without one differ from none.
 
     Only p that decide something are computed: above any level they are 1, and below any correction 0.
@@ -115,15 +117,26 @@ def _by_intervals(rows: Sequence[Row], metric: Metric) -> NDArray[numpy.float64]
             values, ends = numpy.log(values), numpy.log(numpy.maximum(ends, 0.0))
     # What may be nought differs from nothing by any factor that one could name.
     spread = (ends[:, 1] - ends[:, 0]) / (2 * 1.959964)
-    p = numpy.ones((len(rows), len(rows)))
-    for start in range(0, len(rows), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
+    p, least = numpy.zeros((len(rows), len(rows))), numpy.log1p(LEAST_EFFECT) if cost else 0.0
+    for part, near in _near(values, spread, least):
         with numpy.errstate(divide="ignore", invalid="ignore"):
-            distance = numpy.abs(values[part, None] - values)
-            z = distance / numpy.sqrt(spread[part, None] ** 2 + spread**2)
-        if cost:
-            z[distance < numpy.log1p(LEAST_EFFECT)] = 0.0
-        p[part][z > CERTAIN] = 0.0
+            distance = numpy.abs(values[part, None] - values[near])
+            z = distance / numpy.sqrt(spread[part, None] ** 2 + spread[near] ** 2)
+        z[~(distance >= least)] = 0.0
         doubtful = (z > POSSIBLE) & (z <= CERTAIN)
-        p[part][doubtful] = 2 * ndtr(-z[doubtful])
+        p[part, near][~(z > POSSIBLE)] = 1.0
+        p[part, near][doubtful] = 2 * ndtr(-z[doubtful])
+    unknown = ~numpy.isfinite(spread)
+    p[unknown], p[:, unknown] = 1.0, 1.0
     return p
+
+
+def _near(values: Floats, spread: Floats, least: float) -> Iterator[tuple[slice, slice]]:
+    """Some rows, and the rows that do not certainly differ from any of these: values are in order, up or down."""
+    rising = values if values[0] <= values[-1] else -values
+    reach = max(least, CERTAIN * math.sqrt(2) * float(spread[numpy.isfinite(spread)].max(initial=0.0)))
+    for start in range(0, len(values), AT_ONCE):
+        part = slice(start, min(start + AT_ONCE, len(values)))
+        first = numpy.searchsorted(rising, rising[part.start] - reach, "left")
+        last = numpy.searchsorted(rising, rising[part.stop - 1] + reach, "right")
+        yield part, slice(int(first), int(last))

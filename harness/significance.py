@@ -209,13 +209,12 @@ def rank_intervals(scores: Sequence[float], p: NDArray[numpy.float64], level: fl
 
     Args:
         scores: higher is better.
-        p: (M, M), of the hypothesis that two models do not differ.
+        p: (M, M), of the hypothesis that two models do not differ; symmetric, and 1 of a model and itself.
 
     Source: Mogstad, Romano, Shaikh and Wilhelm 2024, "Inference for Ranks"; with Holm's correction.
     """
     count, values = len(scores), numpy.asarray(scores, dtype=float)
-    differs = numpy.triu(p < _threshold(p, level), 1)
-    differs |= differs.T
+    differs = p < _threshold(p, level)
     better = values[None, :] > values[:, None]  # [i, j]: j has the higher score
     above, below = (numpy.count_nonzero(differs & side, axis=1) for side in (better, better.T))
     return [(1 + int(a), count - int(b)) for a, b in zip(above, below, strict=True)]
