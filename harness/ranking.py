@@ -23,7 +23,7 @@ Floats = NDArray[numpy.float64]
 Pairs = tuple[list[int], Floats]  # the rows, and the p of every two of them
 
 LEVEL = 0.05
-# All pairs of more would take minutes; such a board shows plain ranks.
+# Pairs grow with the square of the rows: a larger board shows plain ranks, and says so.
 MOST_ROWS = 3000
 # Rows whose distances to all others stay in the processor's cache.
 AT_ONCE = 64
