@@ -215,8 +215,9 @@ def rank_intervals(scores: Sequence[float], p: NDArray[numpy.float64], level: fl
     """
     count, values = len(scores), numpy.asarray(scores, dtype=float)
     differs = p < _threshold(p, level)
-    better = values[None, :] > values[:, None]  # [i, j]: j has the higher score
-    above, below = (numpy.count_nonzero(differs & side, axis=1) for side in (better, better.T))
+    # [i, j]: j has the higher score, or the lower.
+    above = numpy.count_nonzero(differs & (values > values[:, None]), axis=1)
+    below = numpy.count_nonzero(differs & (values < values[:, None]), axis=1)
     return [(1 + int(a), count - int(b)) for a, b in zip(above, below, strict=True)]
 
 
