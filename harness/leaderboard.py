@@ -74,7 +74,7 @@ class Board:
         conditions: what all rows share, as label and value; boards of one task differ in at least one of them.
         metrics: the columns of its table.
         minor: further metrics, which records keep and tables leave out.
-        untested: why nobody knows which of the ranks are chance; empty where they are tested.
+        about_ranks: what a reader must know of the ranks, such as why they are not tested; empty for nothing.
     """
 
     task: str
@@ -82,7 +82,7 @@ class Board:
     metrics: tuple[Metric, ...]
     minor: tuple[Metric, ...]
     rows: tuple[Row, ...]
-    untested: str = ""
+    about_ranks: str = ""
 
     @property
     def title(self) -> str:
@@ -93,8 +93,8 @@ class Board:
     @property
     def facts(self) -> list[tuple[str, str]]:
         """What the head of a board says beside its title, as label and value."""
-        untested = [("ranks", f"not tested: {self.untested}")] if self.untested else []
-        return [(label, value) for label, value in self.conditions if label != "data"] + untested
+        about = [("ranks", self.about_ranks)] if self.about_ranks else []
+        return [(label, value) for label, value in self.conditions if label != "data"] + about
 
     @cached_property
     def shown(self) -> list[list[str]]:
@@ -249,9 +249,10 @@ def who(record: Record) -> tuple[str, str, str]:
 
 def by_seed(record: Record, metric: str) -> tuple[float, ...]:
     """Return the value of a metric under each seed of a record that trained with several; empty for any other."""
-    seeds = record.details.get("seeds") if "equal" in record.details else None
+    if "equal" not in record.details:
+        return ()
     samples = next((m.samples for m in record.measurements if m.metric.name == metric), ())
-    return samples if seeds and len(samples) == len(seeds) > 1 else ()
+    return samples if len(samples) == len(record.details["seeds"]) > 1 else ()
 
 
 def differences(boards: Sequence[Board]) -> dict[str, list[str]]:

@@ -104,9 +104,11 @@ def difference_of(
 
 def equally_seeded(records: Sequence[Record], metric: str) -> list[tuple[float, ...]]:
     """Return the values of records by seed; empty unless all were trained with one recipe on the same batches."""
-    series = [by_seed(record, metric) for record in records]
     first = records[0].details.get("equal")
-    return series if all(series) and all(record.details["equal"] == first for record in records) else []
+    if not first or any(record.details.get("equal") != first for record in records):
+        return []
+    series = [by_seed(record, metric) for record in records]
+    return series if all(series) else []
 
 
 def _is(record: Record, metric: str, value: float) -> bool:

@@ -82,6 +82,18 @@ def test_the_page_says_where_ranks_are_not_tested(store: Store, monkeypatch: pyt
         assert "ranks not tested: more than 2 rows" in text
 
 
+def test_outcomes_of_very_many_rows_are_not_paired(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for model, right in (("a", 700), ("b", 698), ("c", 600)):
+        record = accuracy(model, right / 10)
+        first, *others = record.measurements
+        first = replace(first, interval=(right / 10 - 0.01, right / 10 + 0.01))
+        store.save(replace(record, measurements=(first, *others)), outcomes(right))
+    assert shown(ranked(store)) == {"a": "1= (1–2)", "b": "2= (1–2)", "c": "3"}
+    monkeypatch.setattr("harness.ranking.MOST_PAIRED", 2)
+    assert shown(ranked(store)) == {"a": "1", "b": "2", "c": "3"}
+    assert "ranks tested by intervals alone: more than 2 rows" in to_markdown([ranked(store)], [])
+
+
 def test_a_cost_that_may_be_nought_takes_no_ranks_from_others(store: Store) -> None:
     for model, value, reach in (("a", 10.0, 0.02), ("b", 12.0, 30.0), ("c", 14.0, 0.02), ("d", 16.0, 0.02)):
         store.save(timed(model, value, reach))
