@@ -45,7 +45,7 @@ def _board(store: Store, check: bool, budget: str | None, quiet: bool) -> None:
     from harness.budget import parse, within
     from harness.leaderboard import make_boards
     from harness.ranking import with_ranks
-    from harness.record import skim
+    from harness.skim import skim
     from harness.tables import to_markdown
 
     limits = None if budget is None else parse(budget)

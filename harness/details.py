@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 
-class Race(msgspec.Struct):
+class Race(msgspec.Struct, frozen=True):
     """Models that took turns."""
 
     id: str
@@ -15,41 +15,41 @@ class Race(msgspec.Struct):
     rounds: int = 0
 
 
-class Equal(msgspec.Struct):
+class Equal(msgspec.Struct, frozen=True):
     """Hashes of what several trainings had alike."""
 
     recipe: str
     order: str
 
 
-class Training(msgspec.Struct):
+class Training(msgspec.Struct, frozen=True):
     """One of several trainings."""
 
     interval_over_images: tuple[float, float] | None = None
 
 
-class Submission(msgspec.Struct):
+class Submission(msgspec.Struct, frozen=True):
     """Who submitted what ran."""
 
     entry: str = ""
     sha256: str = ""
 
 
-class Panels(msgspec.Struct):
+class Panels(msgspec.Struct, frozen=True):
     """Which items there are pictures of."""
 
     items: tuple[str, ...] = ()
 
 
-class Details(msgspec.Struct):
+class Details(msgspec.Struct, frozen=True, gc=False):
     """The types of those entries; `seeds` is a list where trainings are equal."""
 
     race: Race | None = None
     equal: Equal | None = None
     seeds: Any = None
     trainings: tuple[Training, ...] = ()
-    submission: Submission = msgspec.field(default_factory=Submission)
-    panels: Panels = msgspec.field(default_factory=Panels)
+    submission: Submission = Submission()
+    panels: Panels = Panels()
     unranked: tuple[str, ...] = ()
     disturbed: tuple[str, ...] = ()
     nominal: str = ""

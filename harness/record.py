@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import force_setattr, replace
+from msgspec.structs import replace
 
 from harness.details import Details
 from harness.errors import BenchError, RecordError
-from harness.metric import Measurement, Metric
+from harness.metric import Measurement
 
 SCHEMA = 2
 
@@ -266,36 +266,6 @@ def _check_details(record: Record) -> None:
         raise RecordError(f"details: {error}") from error
 
 
-class _Unsampled(Measurement, frozen=True, gc=False):
-    """A measurement whose samples are passed over, since no text has this name for them, and whose metric is shared."""
-
-    samples: tuple[float, ...] = msgspec.field(default=(), name="never read")
-
-    def __post_init__(self) -> None:
-        known = _METRICS.setdefault(self.metric.name, self.metric)
-        if known is not self.metric and known == self.metric:
-            force_setattr(self, "metric", known)
-        if self.value is None or self.interval:
-            super().__post_init__()
-
-
-_METRICS: dict[str, Metric] = {}
-
-
-class _Skimmed(Record, frozen=True, kw_only=True, gc=False):
-    measurements: tuple[_Unsampled, ...]
-
-
-def skim(text: bytes, origin: str) -> Record:
-    """Read a record as `from_json` does, without the samples of a single run, for those who look at very many."""
-    try:
-        record = _SKIMMER.decode(text)
-        _check_details(record)
-    except (msgspec.MsgspecError, BenchError, RecursionError):
-        return from_json(text, origin)
-    return from_json(text, origin) if record.schema > SCHEMA or "equal" in record.details else record
-
-
 def _schema(text: bytes) -> int:
     """The schema that a text names; 0 where it names none."""
     try:
@@ -309,7 +279,6 @@ class _Version(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(Record)
-_SKIMMER = msgspec.json.Decoder(_Skimmed)
 
 
 def json_schema() -> dict[str, Any]:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from msgspec.structs import force_setattr, replace
+from msgspec.structs import replace
 
 from harness.errors import RecordError
 from harness.location import Location, locate, replacing, write_atomically
 from harness.metric import Outcomes
 from harness.progress import track
 from harness.record import Record, from_json, sealed, to_json
+from harness.skim import Sharing
 
 __all__ = ["Store", "replacing", "to_csv", "uncollected", "write_atomically"]
 
@@ -90,11 +91,11 @@ class Store:
             RecordError: a file is not a record, or is one that another file is too; it is named.
         """
         files: dict[str, str] = {}
-        shared: dict[object, object] = {}
+        shared = Sharing()
         records = []
         with uncollected():
             for name, text in self.texts():
-                record = _sharing(read(text, name), shared)
+                record = shared(read(text, name))
                 if (other := files.setdefault(record.name, name)) != name:
                     raise RecordError(f"{other} and {name} are both the record {record.name}. Remove one of them.")
                 records.append(record)
@@ -151,18 +152,6 @@ class Store:
         names = [_outcomes_file(record.name)] if record.outcomes_sha256 else []
         names.append(_record_file(record.name))
         return dict(zip(names, self.location.read_all(names), strict=True))
-
-
-def _sharing(record: Record, known: dict[object, object]) -> Record:
-    """Let a record have the environment and the data of an earlier one, where they are equal: a third of its memory."""
-    place, data = record.environment, record.data
-    for name, part, mark in (
-        ("environment", place, (place.device, place.commit, place.threads)),
-        ("data", data, data and (data.name, data.split, data.fingerprint)),
-    ):
-        if (earlier := known.setdefault(mark, part)) is not part and earlier == part:
-            force_setattr(record, name, earlier)
-    return record
 
 
 @contextmanager

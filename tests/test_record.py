@@ -12,11 +12,10 @@ from msgspec.structs import replace
 
 from harness.errors import BenchError, RecordError
 from harness.metric import Measurement, Metric
-from harness.record import SCHEMA, Record, Setup, content_sha256, digest, from_json, json_schema, skim, slug, to_json
+from harness.record import SCHEMA, Record, Setup, content_sha256, digest, from_json, json_schema, slug, to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-MEASURED = "measurements"
 
 
 def golden() -> Record:
@@ -39,25 +38,6 @@ def test_a_record_survives_the_round_trip_byte_for_byte() -> None:
     text = to_json(golden())
     assert from_json(text, "again") == golden()
     assert to_json(from_json(text, "again")) == text
-
-
-def test_a_skimmed_record_lacks_the_samples_of_one_run_alone() -> None:
-    text = to_json(golden())
-    plain = [replace(one, samples=()) for one in golden().measurements]
-    found = skim(text, "x")
-    assert [(m.metric, m.value, m.samples, m.reason, m.interval) for m in found.measurements] == [
-        (m.metric, m.value, (), m.reason, m.interval) for m in plain
-    ]
-    assert any(one.samples for one in golden().measurements)
-    assert all(getattr(found, name) == getattr(golden(), name) for name in Record.__struct_fields__ if name != MEASURED)
-    seeded = replace(golden(), details={"equal": {"recipe": "r", "order": "o"}, "seeds": [0, 1]})
-    assert skim(to_json(seeded), "x") == seeded, "samples by seed are what such records are compared by"
-
-
-@pytest.mark.parametrize("text", [b"", b"{", b'{"schema": 1}', b"\xff\xfe"])
-def test_what_cannot_be_skimmed_is_named(text: bytes) -> None:
-    with pytest.raises(RecordError, match=r"^x\.json is not a record"):
-        skim(text, "x.json")
 
 
 def test_the_hash_of_a_record_outlives_fields_that_come_later() -> None:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_records import ENVIRONMENT, accuracy
 from msgspec.structs import replace
 
 from harness.errors import RecordError
@@ -99,13 +98,3 @@ def test_a_second_save_replaces_the_first(tmp_path: Path, record: Record) -> Non
     store.save(record)
     store.save(replace(record, error="later"))
     assert [found.error for found in store.load()] == ["later"]
-
-
-def test_equal_environments_and_data_of_loaded_records_are_one_object(tmp_path: Path) -> None:
-    store, elsewhere = Store(tmp_path), replace(ENVIRONMENT, memory_gib=1.0)
-    for record in (accuracy("a"), accuracy("b"), accuracy("c", environment=elsewhere), accuracy("d", data=None)):
-        store.save(record)
-    a, b, c, d = store.load()
-    assert a.environment is b.environment
-    assert a.data is b.data
-    assert (c.environment, d.data) == (elsewhere, None)
