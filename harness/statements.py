@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from harness.page_data import PageData, PageRecord
+
 # A line's number, its text, and what it states, without what its neighbours decide, such as widths and bold.
 Statement = tuple[int, str, tuple[Any, ...]]
 RANK = re.compile(r"(\d+)(?:=|\$=\$)?(?: \(\d+(?:–|--)\d+\))?")
@@ -70,90 +72,44 @@ def _filled(cells: Iterator[str]) -> Iterator[str]:
             yield rank[1] if rank else cell
 
 
-class _Row(msgspec.Struct):
-    label: tuple[str, ...]
-    values: tuple[float | None, ...]
-    intervals: tuple[tuple[float, float] | None, ...]
-
-
-class _Board(msgspec.Struct):
-    title: str
-    metrics: tuple[dict[str, Any], ...]
-    rows: tuple[msgspec.Raw, ...]
-
-
-class _Record(msgspec.Struct):
-    task: str
-    key: str
-    environment: int
-    setup: int
-    data: int
-    quantities: int
-    values: tuple[float | None, ...]
-    reasons: tuple[str, ...]
-    provenance: str
-    command: str
-    refused: str
-    about: dict[str, Any]
-
-
-class _Model(msgspec.Struct):
-    name: str
-    published: tuple[tuple[str, ...], ...]
-    records: tuple[msgspec.Raw, ...]
-
-
-class _Data(msgspec.Struct):
-    """The data of a page; rows and records stay text until each has its turn, since a page may have very many."""
-
-    summary: str
-    boards: tuple[_Board, ...]
-    models: tuple[_Model, ...]
-    elsewhere: int
-    environments: tuple[msgspec.Raw, ...]
-    setups: tuple[msgspec.Raw, ...]
-    data: tuple[msgspec.Raw, ...]
-    quantities: tuple[tuple[tuple[str, str], ...], ...]
-
-
-_ROW, _RECORD = msgspec.json.Decoder(_Row), msgspec.json.Decoder(_Record)
-
-
 def _html(page: bytes) -> Iterator[Statement]:
     """Every value of the boards and of the models' records, and the page around them."""
     parts = DATA.split(page)
     yield 0, "the page around the data", ("page", *parts[::2])
     for text in parts[1::2]:
         try:
-            for one in _values(msgspec.json.decode(text, type=_Data)):
+            for one in _values(msgspec.json.decode(text, type=PageData)):
                 yield 0, " ".join(map(str, one)), one
         except (msgspec.MsgspecError, ValueError, IndexError, RecursionError):
             yield 0, "data that cannot be read", ("data", text)
 
 
-def _values(data: _Data) -> Iterator[tuple[Any, ...]]:
+def _values(data: PageData) -> Iterator[tuple[Any, ...]]:
     yield data.summary, data.elsewhere
     for board in data.boards:
-        for row in map(_ROW.decode, board.rows):
+        for row in board.rows:
             row_of = (board.title, *row.label)
             yield row_of
             for metric, value, interval in zip(board.metrics, row.values, row.intervals, strict=True):
                 if value is not None:
-                    yield (*row_of, metric.get("name"), value, *(interval or ()))
+                    yield (*row_of, metric.name, value, *(interval or ()))
     for model in data.models:
         yield from ((model.name, *cells) for cells in model.published)
-        for record in map(_RECORD.decode, model.records):
+        for record in model.records:
             yield from _told(record, model.name, data)
 
 
-def _told(record: _Record, model: str, data: _Data) -> Iterator[tuple[Any, ...]]:
+def _told(record: PageRecord, model: str, data: PageData) -> Iterator[tuple[Any, ...]]:
     """What a model's part of the page tells of one record."""
     of = (model, record.task, record.key)
     for quantity, value in zip(data.quantities[record.quantities], record.values, strict=True):
         yield (*of, *quantity, value)
-    yield (*of, record.provenance, record.command, record.refused, *record.reasons, *record.about.values())
-    kinds = (data.environments, record.environment), (data.setups, record.setup), (data.data, record.data)
-    for shared, number in kinds:
+    yield (*of, record.provenance, record.command, record.refused, *record.reasons)
+    yield (*of, record.started_at, record.seconds, record.source_sha256)
+    for shared, number in (
+        (data.environments, record.environment), (data.data, record.data), (data.weights, record.weights),
+        (data.preprocessing, record.preprocessing), (data.setups, record.setup),
+    ):  # fmt: skip
         yield (*of, bytes(shared[number]).decode())
 
 

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from harness.budget import parse, within
 from harness.cli import app
 from harness.leaderboard import make_boards
-from harness.page import family, payload, to_html
+from harness.page import to_html
+from harness.page_data import family, page_data
 from harness.record import Record
 from harness.store import Store
 
@@ -36,14 +37,28 @@ def data_of(html: str) -> dict[str, object]:
     return data
 
 
+def named(data: Any, kind: str, holders: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Cells as the script of the page reads them, by the names that the data gives them."""
+    return [dict(zip(data["columns"][kind], cells, strict=True)) for holder in holders for cells in holder[key]]
+
+
 def test_the_page_holds_every_board_and_record() -> None:
     records = [accuracy("a"), accuracy("b", 60.0), cost("a", 10.0), accuracy("c", error="it broke", measurements=())]
     html = page(records)
     data: Any = data_of(html)
-    assert data == json.loads(msgspec.json.encode(payload(*make_boards(records))))
+    assert data == json.loads(msgspec.json.encode(page_data(*make_boards(records))))
     assert [board["task"] for board in data["boards"]] == ["cost", "imagenet"]
     assert {model["name"]: len(model["records"]) for model in data["models"]} == {"a": 2, "b": 1, "c": 1}
-    assert [record["refused"] for model in data["models"] for record in model["records"]] == ["", "", "", "it broke"]
+    assert [record["refused"] for record in named(data, "record", data["models"], "records")] == [
+        "",
+        "",
+        "",
+        "it broke",
+    ]
+    rows = named(data, "row", data["boards"], "rows")
+    assert [(row["rank"], row["label"], row["model"]) for row in rows] == [
+        (1, ["a", "pretrained", "224"], 0), (1, ["a", "pretrained", "224"], 0), (2, ["b", "pretrained", "224"], 1),
+    ]  # fmt: skip
     assert data["summary"] == "3 ranked results of 2 models on 2 boards"
 
 

@@ -18,7 +18,7 @@ from harness.compare import compare
 from harness.errors import DataError
 from harness.gate import Policy, judge
 from harness.leaderboard import make_boards, why_unranked
-from harness.page import payload
+from harness.page_data import page_data
 from harness.published import beside, card_records, published_record, read_published
 from harness.store import Store
 from harness.tables import to_markdown
@@ -129,11 +129,11 @@ def test_pages_show_it_in_a_section_of_its_own() -> None:
     assert "| never measured | claimed | – | top1 (%) | 81.20 | – | – | arXiv:1, Table 1 |" in text
     assert "Published values that nothing measured here answers, by task: imagenet 1." in text
     assert "Left out" not in text
-    page = payload(*found)
-    shown = [(one["name"], len(one["published"]), len(one["records"])) for one in page["models"]]
+    page = page_data(*found)
+    shown = [(one.name, len(one.published), len(one.records)) for one in page.models]
     assert shown == [("a", 1, 1), ("never measured", 1, 0)]
-    assert page["models"][0]["published"][0][:4] == ("published", "imagenet", "–", "top1 (%)")
-    assert page["elsewhere"] == 1
+    assert page.models[0].published[0][:4] == ("published", "imagenet", "–", "top1 (%)")
+    assert page.elsewhere == 1
 
 
 def test_hostile_sources_stay_text() -> None:

@@ -18,6 +18,15 @@ function fill(select, entries) {
   select.replaceChildren(...entries.map(([value, text]) => make("option", { value }, text)));
 }
 
+// Rows and records come as cells; the data names them.
+function named(names, cells) {
+  const found = {};
+  names.forEach((name, index) => { found[name] = cells[index]; });
+  return found;
+}
+
+const recordsOf = (model) => model.records.map((cells) => named(data.columns.record, cells));
+const familyOf = (row) => data.models[row.model].family;
 const unique = (values) => [...new Set(values)].sort();
 const head = (metric) => metric.name + (metric.unit ? ` (${metric.unit})` : "") + (metric.higher ? " ↑" : " ↓");
 
@@ -116,7 +125,7 @@ function chosenRows(board) {
   const limits = budget(), text = $("text").value.toLowerCase(), size = parseFloat($("size").value), family = $("family").value;
   if (!Number.isNaN(size)) limits.push({ name: "parameters", sign: "<=", limit: size });
   const rows = board.rows.filter((row) =>
-    (!text || row.label[0].toLowerCase().includes(text)) && (!family || row.family === family) && within(row, board, limits));
+    (!text || row.label[0].toLowerCase().includes(text)) && (!family || familyOf(row) === family) && within(row, board, limits));
   return sorted(rows, columns(board).find(({ name }) => name === state.sort) ?? columns(board)[0]);
 }
 
@@ -199,7 +208,7 @@ function offerColumns() {
   state.descending = false;
   const board = state.board, axes = [];
   state.axes.clear();
-  for (const one of board ? [board, ...data.boards.filter((other) => other !== board && other.machineBound)] : []) {
+  for (const one of board ? [board, ...data.boards.filter((other) => other !== board && other.hardware)] : []) {
     const place = one.name.includes(one.hardware) ? one.name : `${one.name}, ${one.hardware}`;
     one.metrics.forEach((metric, index) => {
       const key = `${one.id}:${metric.name}`;
@@ -211,7 +220,7 @@ function offerColumns() {
   fill($("x"), axes);
   const cost = axes.findIndex(([key], place) => place > 0 && /:(gmacs|parameters)$/.test(key));
   $("x").selectedIndex = axes.length ? Math.max(cost, 0) : -1;
-  fill($("family"), [["", "all"], ...unique(board ? board.rows.map((row) => row.family) : []).map((name) => [name, name])]);
+  fill($("family"), [["", "all"], ...unique(board ? board.rows.map(familyOf) : []).map((name) => [name, name])]);
 }
 
 // The address tells what is shown, so that it can be shared, and the back button returns to what was shown before.
@@ -273,7 +282,9 @@ function drawRecord(record, open) {
     const [name, unit] = quantities[index];
     return [name, value === null ? `– ${reasons.shift()}` : `${+value.toPrecision(6)} ${unit}`];
   });
-  const about = { ...record.about, data: data.data[record.data], setup: data.setups[record.setup], environment: data.environments[record.environment] };
+  const { started_at, seconds, source_sha256 } = record, environment = data.environments[record.environment];
+  const setup = { weights: data.weights[record.weights], preprocessing: data.preprocessing[record.preprocessing], ...data.setups[record.setup] };
+  const about = { started_at, seconds, source_sha256, data: data.data[record.data], setup, environment };
   return make("details", { open }, make("summary", {}, `${record.task} · ${record.provenance} · ${record.key}${record.refused ? ` · not ranked: ${record.refused}` : ""}`),
     table(["metric", "value"], rows), make("pre", {}, record.command || "no command"), make("pre", {}, JSON.stringify(about, null, 1)));
 }
@@ -289,7 +300,7 @@ function showModel() {
   const model = data.models[state.model];
   $("details-title").textContent = model.name;
   const facts = model.published.length ? [make("h3", {}, "Published and claimed"), table(PUBLISHED, model.published)] : [];
-  $("details-body").replaceChildren(...facts, ...model.records.map((record) => drawRecord(record, model.records.length === 1)));
+  $("details-body").replaceChildren(...facts, ...recordsOf(model).map((record) => drawRecord(record, model.records.length === 1)));
   if (!$("details").open) $("details").showModal();
 }
 
@@ -303,7 +314,7 @@ function drawPublished() {
 }
 
 function drawLeftOut() {
-  const found = data.models.flatMap((model, number) => model.records.filter((record) => record.refused).map((record) => ({ number, model, record })));
+  const found = data.models.flatMap((model, number) => recordsOf(model).filter((record) => record.refused).map((record) => ({ number, model, record })));
   $("left-out").replaceChildren(...found.map(({ number, model, record }) =>
     make("li", {}, opener(number, model.name), ` on ${record.task} (${record.key}): ${record.refused}`)));
   $("left-out-section").hidden = !found.length;
@@ -331,6 +342,7 @@ function listen() {
 
 function start() {
   $("summary").textContent = data.summary;
+  for (const board of data.boards) board.rows = board.rows.map((cells) => named(data.columns.row, cells));
   nameBoards();
   join();
   fill($("task"), [["", "all"], ...unique(data.boards.map((board) => board.task)).map((name) => [name, name])]);
