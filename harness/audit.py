@@ -18,7 +18,7 @@ from harness.leaderboard import make_boards
 from harness.ranking import with_ranks
 from harness.record import Preprocessing, Record, Setup, Weights, content_sha256
 from harness.runner import Job
-from harness.skim import Sharing, skim
+from harness.skim import skim
 from harness.statements import unsupported
 from harness.store import Store, uncollected
 from harness.weights import file_sha256
@@ -41,11 +41,10 @@ def verify(store: Store) -> list[Doubt]:
     """Return what was edited, renamed or lost since it was written, and what pages say and no record supports."""
     found: list[Doubt] = []
     records: list[Record] = []
-    shared = Sharing()
     with uncollected():
         for name, text in store.texts():
             try:
-                record = shared(skim(text, name))
+                record = skim(text, name)
             except RecordError as error:
                 found.append(Doubt(name, str(error)))
                 continue

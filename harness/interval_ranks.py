@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy
 from numpy.typing import NDArray
 
-from harness.significance import holm_threshold
 from harness.statistics import LEAST_EFFECT
 
 Floats = NDArray[numpy.float64]
@@ -37,6 +37,11 @@ class Spread:
     values: Floats
     errors: Floats
     least: float
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs all values make."""
+        return self.count * (self.count - 1) // 2
 
 
 def spread_of(values: Sequence[float], intervals: Sequence[Interval | None], cost: bool) -> Spread | None:
@@ -66,11 +71,11 @@ def p_matrix(spread: Spread, level: float) -> Floats:
     """
     from scipy.special import ndtr
 
-    size, (possible, certain) = len(spread.known), _limits(spread.count, level)
+    size, possible, certain = len(spread.known), _squared(level), _squared(level / spread.pairs)
     found = numpy.zeros((size, size))
     for part, near, squares in _near(spread, certain):
         doubtful = 2 * ndtr(-numpy.sqrt(squares))
-        found[part, near] = numpy.select([squares > certain**2, squares > possible**2], [0.0, doubtful], 1.0)
+        found[part, near] = numpy.select([squares > certain, squares > possible], [0.0, doubtful], 1.0)
     upper = numpy.triu(found, 1)
     p = numpy.ones((spread.count, spread.count))
     p[numpy.ix_(spread.known, spread.known)] = upper + upper.T + numpy.eye(size)
@@ -82,55 +87,54 @@ def interval_ranks(spread: Spread, level: float) -> list[tuple[int, int]]:
 
     Far values are told apart without looking at each pair, so that time grows with the near ones only.
     """
-    above, below, (first, second, p) = _counts(spread, level)
-    tests = spread.count * (spread.count - 1) // 2
-    rejected = p < holm_threshold(p, tests, int(below.sum()), level)
-    above += numpy.bincount(second[rejected], minlength=len(above))
-    below += numpy.bincount(first[rejected], minlength=len(below))
+    limit, size = _limit(spread, level), len(spread.known)
+    above, below = numpy.zeros((2, size), int)
+    for part, near, squares in _near(spread, limit):
+        apart = squares > limit
+        below[part] += numpy.count_nonzero(apart, axis=1) + size - near.stop
+        above[near] += numpy.count_nonzero(apart, axis=0)
+        above[near.stop :] += len(squares)
     best, worst = numpy.ones(spread.count, int), numpy.full(spread.count, spread.count)
     best[spread.known] += above
     worst[spread.known] -= below
     return list(zip(best.tolist(), worst.tolist(), strict=True))
 
 
-def _limits(count: int, level: float) -> tuple[float, float]:
-    """Standard errors: up to the first no correction rejects a pair of so many, and beyond the second every one does.
+def _limit(spread: Spread, level: float) -> float:
+    """The squared standard errors beyond which two values differ by Holm's correction of all pairs.
 
-    Holm's rejects whatever is below the level over the number of pairs, and nothing that is above the level.
+    What differs at the level over the number of pairs is rejected; that leaves fewer, and so a lower limit, until
+    nothing more is.
     """
-    from scipy.special import ndtri
-
-    pairs = count * (count - 1) / 2
-    return -float(ndtri(level / 2)), -float(ndtri(level / pairs / 2))
-
-
-def _counts(spread: Spread, level: float) -> tuple[Places, Places, tuple[Places, Places, Floats]]:
-    """How many values are certainly better and certainly worse than each; and the pairs in doubt, with their p."""
-    from scipy.special import ndtr
-
-    possible, certain = _limits(spread.count, level)
-    above, below = numpy.zeros((2, len(spread.known)), numpy.intp)
-    doubtful: list[tuple[Places, Places, Floats]] = [(above[:0], below[:0], numpy.zeros(0))]
-    for part, near, squares in _near(spread, certain):
-        apart = squares > certain**2
-        below[part] += numpy.count_nonzero(apart, axis=1) + len(below) - near.stop
-        above[near] += numpy.count_nonzero(apart, axis=0)
-        above[near.stop :] += len(squares)
-        first, second = numpy.nonzero((squares > possible**2) & ~apart)
-        p = 2 * ndtr(-numpy.sqrt(squares[first, second]))
-        doubtful.append((first + part.start, second + near.start, p))
-    first, second, p = map(numpy.concatenate, zip(*doubtful, strict=True))
-    return above, below, (first, second, p)
+    possible, certain = _squared(level), _squared(level / spread.pairs)
+    rejected, doubtful = 0, [numpy.zeros(0)]
+    for _, near, squares in _near(spread, certain):
+        apart = squares > certain
+        rejected += int(numpy.count_nonzero(apart)) + len(squares) * (len(spread.known) - near.stop)
+        doubtful.append(squares[(squares > possible) & ~apart])
+    open_, limit, certainly = numpy.concatenate(doubtful), certain, rejected
+    while rejected < spread.pairs:
+        limit = _squared(level / (spread.pairs - rejected))
+        now = certainly + int(numpy.count_nonzero(open_ > limit))
+        if now == rejected:
+            break
+        rejected = now
+    return limit
 
 
-def _near(spread: Spread, certain: float) -> Iterator[tuple[slice, slice, Floats]]:
-    """Some values, those from the first of them on that are not apart from all, and the squared errors between them.
+def _squared(p: float) -> float:
+    """The squared standard errors between two values whose two-sided p this is."""
+    return NormalDist().inv_cdf(p / 2) ** 2
+
+
+def _near(spread: Spread, limit: float) -> Iterator[tuple[slice, slice, Floats]]:
+    """Some values, those from the first of them on that are not all beyond the limit, and the squared errors between.
 
     Nothing lies between a value and itself or one above it, nor between two that are closer than the least distance.
     """
     values, variances = spread.values, spread.errors**2
     falling = values if not len(values) or values[0] >= values[-1] else -values
-    reach = max(spread.least, certain * math.sqrt(2 * float(variances.max(initial=0.0))))
+    reach = max(spread.least, math.sqrt(limit * 2 * float(variances.max(initial=0.0))))
     for start in range(0, len(values), AT_ONCE):
         stop = min(start + AT_ONCE, len(values))
         last = len(values) - int(numpy.searchsorted(falling[::-1], falling[stop - 1] - reach, "left"))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
+from typing import NamedTuple
 
 import msgspec
 
@@ -99,15 +100,16 @@ class Board:
     @cached_property
     def shown(self) -> list[list[str]]:
         """The values of each metric as tables print them, by the board's rows."""
-        return [
-            [value_shown(row.values[place], row.intervals[place], metric.decimals) for row in self.rows]
-            for place, metric in enumerate(self.metrics)
-        ]
+        values = zip(*[row.values for row in self.rows], strict=True)
+        intervals = zip(*[row.intervals for row in self.rows], strict=True)
+        # Minor metrics, which come last, are not shown.
+        return [_shown(metric.decimals, *columns) for metric, *columns in zip(self.metrics, values, intervals)]  # noqa: B905
 
     @cached_property
     def best(self) -> list[str]:
         """The best value of each metric as it is printed; empty where there is none."""
-        return [_best_shown(metric, (row.values[n] for row in self.rows)) for n, metric in enumerate(self.metrics)]
+        columns = zip(*[row.values for row in self.rows], strict=True)
+        return [_best_shown(metric, column) for metric, column in zip(self.metrics, columns)]  # noqa: B905
 
 
 def _best_shown(metric: Metric, values: Iterable[float | None]) -> str:
@@ -119,11 +121,16 @@ def _best_shown(metric: Metric, values: Iterable[float | None]) -> str:
 
 def value_shown(value: float | None, interval: Interval | None, decimals: int) -> str:
     """Return a value as tables print it, with half the width of its interval where it has one."""
-    if value is None:
-        return "–"
-    if interval is None:
-        return f"{value:.{decimals}f}"
-    return f"{value:.{decimals}f} ±{(interval[1] - interval[0]) / 2:.{decimals}f}"
+    return _shown(decimals, [value], [interval])[0]
+
+
+def _shown(decimals: int, values: Iterable[float | None], intervals: Iterable[Interval | None]) -> list[str]:
+    # By the operator, which takes half the time of the other ways.
+    plain, between = f"%.{decimals}f", f"%.{decimals}f ±%.{decimals}f"
+    return [
+        "–" if value is None else plain % value if ends is None else between % (value, (ends[1] - ends[0]) / 2)
+        for value, ends in zip(values, intervals, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -281,30 +288,48 @@ def _board(
     metrics, minor = _metrics(list(dict(zip(shapes, group, strict=True)).values()))
     every, sign = metrics + minor, -1 if group[0].measurements[0].metric.higher_is_better else 1
     places = {shape: [(m.name, shape.index(m.name) if m.name in shape else None) for m in every] for shape in {*shapes}}
-    scored = [(sign * float(r.measurements[0].value or 0), r, s) for r, s in zip(group, shapes, strict=True)]
-    scores, best_first, best_shapes = zip(*sorted(scored, key=itemgetter(0)), strict=True)
-    labels = [who(record) for record in best_first]
-    alike, equal = Counter(labels), Counter(scores)
     beside = {} if group[0].machine_bound else costs
-    counted = [beside.get(identity(record), NOTHING) if beside else NOTHING for record in best_first]
-    cells = [_cells(r, free, places[shape]) for r, free, shape in zip(best_first, counted, best_shapes, strict=True)]
-    ranks = {score: 1 + index for index, score in reversed(list(enumerate(scores)))}
+    # In the order in which records lie in memory, since there may be very many, and then by score.
+    found = [_scored(record, sign, beside, places[shape]) for record, shape in zip(group, shapes, strict=True)]
+    found.sort(key=itemgetter(0))
+    alike, equal = Counter([one.label for one in found]), Counter([one.score for one in found])
+    ranks = {one.score: 1 + index for index, one in reversed(list(enumerate(found)))}
     rows = [
         Row(
-            label=label if alike[label] == 1 else (f"{label[0]} [{record.key}]", *label[1:]),
-            rank=ranks[score],
-            tied=equal[score] > 1,
-            record=record,
+            label=one.label if alike[one.label] == 1 else (f"{one.label[0]} [{one.record.key}]", *one.label[1:]),
+            rank=ranks[one.score],
+            tied=equal[one.score] > 1,
+            record=one.record,
             metrics=every,
-            values=values,
-            intervals=intervals,
-            note=record.details.get("nominal") or free.note,
+            values=one.values,
+            intervals=one.intervals,
+            note=one.note,
         )
-        for record, (values, intervals), score, label, free in zip(
-            best_first, cells, scores, labels, counted, strict=True
-        )
+        for one in found
     ]
     return Board(task, shared, metrics, minor, tuple(rows))
+
+
+class _Scored(NamedTuple):
+    """What a row is made of; a lower score is better."""
+
+    score: float
+    label: tuple[str, str, str]
+    values: tuple[float | None, ...]
+    intervals: tuple[Interval | None, ...]
+    note: str
+    record: Record
+
+
+def _scored(
+    record: Record, sign: int, costs: Mapping[Identity, MachineFree], places: Sequence[tuple[str, int | None]]
+) -> _Scored:
+    """A record's row, with the name of each metric and its place among the record's measurements."""
+    own, free = record.measurements, costs.get(identity(record), NOTHING) if costs else NOTHING
+    values = tuple([free.values.get(name) if place is None else own[place].value for name, place in places])
+    intervals = tuple([None if place is None else own[place].interval for _, place in places])
+    note = record.details.get("nominal") or free.note
+    return _Scored(sign * float(own[0].value or 0), who(record), values, intervals, note, record)
 
 
 def _metrics(group: Sequence[Record]) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
@@ -314,15 +339,6 @@ def _metrics(group: Sequence[Record]) -> tuple[tuple[Metric, ...], tuple[Metric,
     if not group[0].machine_bound:
         shown |= {metric.name: metric for metric in JOINED}
     return tuple(shown.values()), tuple(metric for name, metric in minor.items() if name not in shown)
-
-
-def _cells(
-    record: Record, free: MachineFree, places: Sequence[tuple[str, int | None]]
-) -> tuple[tuple[float | None, ...], tuple[Interval | None, ...]]:
-    """Values and their intervals, by the name of each metric and its place among the record's measurements."""
-    own = record.measurements
-    values = [free.values.get(name) if place is None else own[place].value for name, place in places]
-    return tuple(values), tuple([None if place is None else own[place].interval for _, place in places])
 
 
 def _machine_free_costs(records: Iterable[Record]) -> dict[Identity, MachineFree]:

@@ -120,50 +120,34 @@ class PageData(msgspec.Struct, frozen=True):
 
 def page_data(boards: Sequence[Board], left_out: Sequence[LeftOut]) -> PageData:
     """Return what the page of some boards holds; equal boards give equal data."""
-    models, published, shared = _Models(), defaultdict(list), _Parts()
+    models: dict[str, list[PageRecord]] = defaultdict(list)
+    published, shared = defaultdict(list), _Parts()
     for board in boards:
         for row in board.rows:
-            models.add(row.record.model, shared.record(row.record, ""))
-    ranked = len(models.numbers)
+            models[row.record.model].append(shared.record(row.record, ""))
+    ranked = len(models)
     for item in left_out:
         if item.record.provenance != "published":
-            models.add(item.record.model, shared.record(item.record, item.reason))
+            models[item.record.model].append(shared.record(item.record, item.reason))
     found = beside(boards, left_out)
     for one in found:
         published[one.record.model].append((one.kind, one.record.task, one.image, *one.cells))
     for one in shown(found):
-        models.number(one.record.model)
+        models[one.record.model] += []
+    numbers = {name: number for number, name in enumerate(models)}
     count = sum(len(board.rows) for board in boards)
     identities: dict[Identity, int] = {}
     return PageData(
         summary=f"{count:,} ranked results of {ranked:,} models on {len(boards):,} boards",
         columns={"row": PageRow.__struct_fields__, "record": PageRecord.__struct_fields__},
-        boards=tuple([_board(board, models.numbers, identities) for board in boards]),
+        boards=tuple([_board(board, numbers, identities) for board in boards]),
         models=tuple([
-            PageModel(name, family(name), tuple(models.records[name]), tuple(published[name]))
-            for name in models.numbers
+            PageModel(name, family(name), tuple(records), tuple(published[name])) for name, records in models.items()
         ]),
-        elsewhere=sum(len(cells) for name, cells in published.items() if name not in models.numbers),
+        elsewhere=sum(len(cells) for name, cells in published.items() if name not in models),
         also=ALSO,
         **shared.values(),
     )  # fmt: skip
-
-
-class _Models:
-    """Records by model, and the models' numbers."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-        self.records: dict[str, list[PageRecord]] = defaultdict(list)
-
-    def number(self, model: str) -> int:
-        """Return the number of a model."""
-        return self.numbers.setdefault(model, len(self.numbers))
-
-    def add(self, model: str, record: PageRecord) -> None:
-        """Take in a record."""
-        self.number(model)
-        self.records[model].append(record)
 
 
 _ORDERED = msgspec.json.Encoder(order="deterministic").encode

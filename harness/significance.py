@@ -214,27 +214,22 @@ def rank_intervals(scores: Sequence[float], p: NDArray[numpy.float64], level: fl
     Source: Mogstad, Romano, Shaikh and Wilhelm 2024, "Inference for Ranks"; with Holm's correction.
     """
     count, values = len(scores), numpy.asarray(scores, dtype=float)
-    pairs = p[numpy.triu(numpy.ones(p.shape, dtype=bool), 1)]
-    differs = p < holm_threshold(pairs, len(pairs), 0, level)
+    differs = p < _threshold(p, level)
     # [i, j]: j has the higher score, or the lower.
     above = numpy.count_nonzero(differs & (values > values[:, None]), axis=1)
     below = numpy.count_nonzero(differs & (values < values[:, None]), axis=1)
     return [(1 + int(a), count - int(b)) for a, b in zip(above, below, strict=True)]
 
 
-def holm_threshold(p: Floats, tests: int, rejected: int, level: float) -> float:
-    """Return below which p Holm's correction leaves less than a level.
+def _threshold(p: NDArray[numpy.float64], level: float) -> float:
+    """Below which p, above the diagonal of a matrix, Holm's correction leaves less than a level.
 
     What lies below the level over the number of tests is rejected; that leaves fewer tests and so a higher threshold,
     until nothing more is rejected. This takes no sorting of millions of pairs.
-
-    Args:
-        p: (N,), each once; those above the level need not be there.
-        tests: how many there are, with those that are not in `p`.
-        rejected: how many of these are certainly below.
     """
-    open_ = p[p < level]
-    threshold = level / max(1, tests - rejected)
+    tests = len(p) * (len(p) - 1) // 2
+    open_ = p[numpy.triu(p < level, 1)]
+    threshold, rejected = level / max(1, tests), 0
     while len(open_) and rejected < tests:
         below = open_ < threshold
         rejected += (found := int(numpy.count_nonzero(below)))

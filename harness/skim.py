@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Raw
 from msgspec.structs import force_setattr
 
 from harness.details import Details
 from harness.errors import BenchError
-from harness.metric import Measurement, Metric
-from harness.record import SCHEMA, Record, from_json
+from harness.metric import Measurement
+from harness.record import SCHEMA, DataStamp, Environment, Record, Setup, from_json
+
+T = TypeVar("T")
 
 
 def skim(text: bytes, origin: str) -> Record:
@@ -23,32 +27,50 @@ def skim(text: bytes, origin: str) -> Record:
         RecordError: the text is no record, or was written by a newer harness.
     """
     try:
-        record: Record = _RECORDS.decode(text)
+        record: Any = _RECORDS.decode(text)
+        force_setattr(record, "environment", _environment(bytes(record.environment)))
+        force_setattr(record, "setup", _shared_setup(record.setup))
+        force_setattr(record, "data", _data(bytes(record.data)))
     except (msgspec.MsgspecError, BenchError, RecursionError):
         return from_json(text, origin)
     if record.schema > SCHEMA:
         return from_json(text, origin)
-    looked: object = record.details
-    if looked == _NOTHING:
-        force_setattr(record, "details", {})
-        return record
-    details = _DETAILS.decode(text).details
+    details = {} if record.details == _NOTHING else _DETAILS.decode(text).details
     # Where several trainings are equal, samples by seed are what these are compared by.
     if "equal" in details:
         return from_json(text, origin)
     force_setattr(record, "details", details)
-    return record
+    found: Record = record
+    return found
+
+
+@lru_cache(maxsize=2**17)
+def _same(part: T) -> T:
+    """The first of equal parts, so that the others need no memory."""
+    return part
+
+
+# Most records have these alike, to the letter.
+_environment = lru_cache(maxsize=2**12)(msgspec.json.Decoder(Environment).decode)
+_data = lru_cache(maxsize=2**12)(msgspec.json.Decoder(DataStamp | None).decode)
+
+
+def _shared_setup(setup: Setup) -> Setup:
+    """The first of equal setups, which has its parts in common with others."""
+    known: Setup = _same(setup)
+    if known is setup:
+        force_setattr(setup, "weights", _same(setup.weights))
+        force_setattr(setup, "preprocessing", _same(setup.preprocessing))
+    return known
 
 
 class _Unsampled(Measurement, frozen=True, gc=False):
-    """A measurement whose samples are passed over, since no text has this name for them, and whose metric is shared."""
+    """A measurement whose samples are passed over, since no text has this name for them."""
 
     samples: tuple[float, ...] = msgspec.field(default=(), name="never read")
 
     def __post_init__(self) -> None:
-        known = _METRICS.setdefault(self.metric.name, self.metric)
-        if known is not self.metric and known == self.metric:
-            force_setattr(self, "metric", known)
+        force_setattr(self, "metric", _same(self.metric))
         if self.value is None or self.interval:
             super().__post_init__()
 
@@ -63,6 +85,8 @@ class _Looked(Details, frozen=True, gc=False):
 class _Skimmed(Record, frozen=True, kw_only=True, gc=False):
     measurements: tuple[_Unsampled, ...]
     details: _Looked = _Looked()  # type: ignore[assignment]
+    environment: Raw  # type: ignore[assignment]
+    data: Raw  # type: ignore[assignment]
 
 
 class _Detailed(msgspec.Struct):
@@ -70,33 +94,4 @@ class _Detailed(msgspec.Struct):
 
 
 _NOTHING = _Looked()
-_METRICS: dict[str, Metric] = {}
-_RECORDS = msgspec.json.Decoder(_Skimmed)
-_DETAILS = msgspec.json.Decoder(_Detailed)
-
-
-class Sharing:
-    """Lets records that are read one after the other have their equal parts in common, most of their memory."""
-
-    def __init__(self) -> None:
-        self._known: dict[object, Any] = {}
-
-    def __call__(self, record: Record) -> Record:
-        """Return a record, of whose parts those are replaced that an earlier record had."""
-        place = record.environment
-        self._share(record, "environment", (place.device, place.commit, place.threads))
-        self._share(record, "data", record.data)
-        if self._share(record, "setup", record.setup):
-            self._share(record.setup, "weights", record.setup.weights)
-            self._share(record.setup, "preprocessing", record.setup.preprocessing)
-        return record
-
-    def _share(self, owner: msgspec.Struct, name: str, mark: object) -> bool:
-        """Give the owner the earlier part with this mark, if it is equal, and return whether there was none."""
-        part = getattr(owner, name)
-        earlier = self._known.setdefault(mark, part)
-        if earlier is part:
-            return True
-        if earlier == part:
-            force_setattr(owner, name, earlier)
-        return False
+_RECORDS, _DETAILS = map(msgspec.json.Decoder, (_Skimmed, _Detailed))

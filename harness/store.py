@@ -23,7 +23,6 @@ from harness.location import Location, locate, replacing, write_atomically
 from harness.metric import Outcomes
 from harness.progress import track
 from harness.record import Record, from_json, sealed, to_json
-from harness.skim import Sharing
 
 __all__ = ["Store", "replacing", "to_csv", "uncollected", "write_atomically"]
 
@@ -91,11 +90,10 @@ class Store:
             RecordError: a file is not a record, or is one that another file is too; it is named.
         """
         files: dict[str, str] = {}
-        shared = Sharing()
         records = []
         with uncollected():
             for name, text in self.texts():
-                record = shared(read(text, name))
+                record = read(text, name)
                 if (other := files.setdefault(record.name, name)) != name:
                     raise RecordError(f"{other} and {name} are both the record {record.name}. Remove one of them.")
                 records.append(record)

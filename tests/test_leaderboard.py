@@ -295,8 +295,8 @@ def test_the_csv_keeps_every_digit_and_quotes_names() -> None:
     records = [*(accuracy(model, value) for model, value in values.items()), cost("f", 1e22)]
     lines = list(csv.DictReader(io.StringIO(to_csv(make_boards(records)[0]))))
     assert [line["model"] for line in lines] == ["f", "a,b", '"c"', "d\ne"]
-    assert [line["top1"] for line in lines] == ["", "70.123456789012", "60.0", "1e-09"]
-    assert lines[0]["latency_b1"] == "1e+22"
+    assert [line["top1"] for line in lines] == ["", "70.123456789012", "60.0", "1e-9"]
+    assert lines[0]["latency_b1"] == "1e22"
     assert to_csv([]) == "\n"
 
 
