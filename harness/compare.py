@@ -174,7 +174,7 @@ def _unpaired(one: Record, other: Record, first: Measurement, second: Measuremen
     if first.metric.unit == "MiB":
         return replace(plain, test="one process each")
     found = ratio_of_series(first.samples, second.samples)
-    return replace(plain, interval=(found.low, found.high), p=found.p, test="Welch's t of medians, autocorrelated")
+    return replace(plain, interval=(found.low, found.high), p=found.p, test="Mann-Whitney, autocorrelated")
 
 
 def _corrected(found: Sequence[Comparison]) -> list[Comparison]:

@@ -39,7 +39,7 @@ def test_every_shared_metric_is_compared(store: Store) -> None:
     assert top1.p is not None
     assert top1.p < 1e-9
     assert latency.change == pytest.approx(1.2, rel=0.01)
-    assert latency.test.startswith("Welch")
+    assert latency.test.startswith("Mann-Whitney")
     assert by_metric["gmacs"].test == "one value each"
     assert len(items) == 10
     assert all(item.first == "right class at place 1" for item in items)

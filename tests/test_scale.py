@@ -49,8 +49,11 @@ def measure(words: Sequence[object]) -> tuple[int, float, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_all_boards_of_a_hundred_thousand_records_are_made_and_verified(tmp_path: Path) -> None:
-    assert write_records(tmp_path, many_records(models=5000, accuracies=12, costs=8)) == 100_000
+@pytest.mark.parametrize(("models", "accuracies", "costs"), [(5000, 12, 8), (2500, 24, 16), (1000, 24, 76)])
+def test_all_boards_of_a_hundred_thousand_records_are_made_and_verified(
+    tmp_path: Path, models: int, accuracies: int, costs: int
+) -> None:
+    assert write_records(tmp_path, many_records(models, accuracies, costs)) == 100_000
     code, seconds, peak = measure(["board", "--results", tmp_path, "-q"])
     assert code == 0
     # Ten seconds on a quiet core; twice that where others use the machine.
