@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import options
-from harness.command import csv_bytes, set_quiet
+from harness.command import set_quiet
 from harness.errors import SetupError
 
 if TYPE_CHECKING:
-    from harness.growth_report import Group
     from harness.runner import Job
     from harness.store import Store
 
@@ -122,7 +121,7 @@ def task_id(scope: str, chosen: dict[str, Any]) -> str:
 
 def write(store: Store) -> list[str]:
     """Write the tables and figures of all records of token counts in a store, and return where."""
-    from harness.growth_report import figures, grouped
+    from harness.growth_report import figures, grouped, tables
 
     groups = grouped(store.load())
     files = tables(groups)
@@ -130,14 +129,6 @@ def write(store: Store) -> list[str]:
         files |= figures(group)
     store.location.write({f"token_counts/{file}": content for file, content in files.items()})
     return [f"{store}/token_counts/{file}" for file in files]
-
-
-def tables(groups: Sequence[Group]) -> dict[str, bytes]:
-    """Return the page and the table of all points of some groups, by the names of their files."""
-    from harness.growth_report import POINTS_HEAD, points_rows, summary
-
-    rows = [row for group in groups for row in points_rows(group)]
-    return {"README.md": summary(groups).encode(), "points.csv": csv_bytes(POINTS_HEAD, rows)}
 
 
 def _names(text: str) -> Sequence[str]:

@@ -24,6 +24,12 @@ from harness.store import Store, uncollected
 from harness.weights import file_sha256
 
 MOST_DOUBTS = 20
+COUNTS = "token_counts"
+# Pages beside those of the boards, and the command that writes them.
+REPORTS = {
+    "tradeoff.md": "suite --pages", "tradeoff.csv": "suite --pages", f"{COUNTS}/README.md": "attention",
+    f"{COUNTS}/points.csv": "attention",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ def verify(store: Store) -> list[Doubt]:
                 continue
             records.append(record)
             found += _check_record(store, record, name, text)
-        return [*found, *_check_pages(store, records)]
+        found += _check_pages(store, records)
+    return [*found, *_check_reports(store)]
 
 
 def _check_record(store: Store, record: Record, name: str, text: bytes) -> Iterator[Doubt]:
@@ -87,6 +94,28 @@ def _check_pages(store: Store, records: list[Record]) -> Iterator[Doubt]:
             yield Doubt(name, "differs from what the records give in its ranks or its layout. Run `board` again.")
         if (more := len(found) - MOST_DOUBTS) > 0:
             yield Doubt(name, f"{more:,} more are supported by no record.")
+
+
+def _check_reports(store: Store) -> Iterator[Doubt]:
+    """Hold the pages of trade-offs and of token counts that were written against what the records give."""
+    from harness.growth_report import grouped, tables
+    from harness.tradeoff import tradeoffs
+    from harness.tradeoff_page import pages
+
+    there = [name for name in REPORTS if store.location.has(name)]
+    if not there:
+        return
+    try:
+        records = store.load()
+        boards = [with_ranks(board, store) for board in make_boards(records)[0]]
+        fresh = pages(tradeoffs(boards, records))
+        fresh |= {f"{COUNTS}/{name}": content for name, content in tables(grouped(records)).items()}
+    except RecordError as error:
+        yield Doubt(", ".join(there), f"cannot be made of these records. {error}")
+        return
+    for name in there:
+        if store.location.read(name) != fresh[name]:
+            yield Doubt(name, f"differs from what the records give. Run `{REPORTS[name]}` again.")
 
 
 def _check_page(name: str, page: bytes, fresh: bytes) -> Iterator[Doubt]:

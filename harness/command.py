@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -101,12 +99,3 @@ def print_table(out: Any, head: Sequence[str], rows: Sequence[Sequence[str]], ri
     for row in rows:
         table.add_row(*map(Text, row))
     Console(file=out).print(table)
-
-
-def csv_bytes(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    """Return a table as CSV, with every number at full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue().encode()

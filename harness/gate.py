@@ -147,16 +147,21 @@ def judge(
             # Cells of several machines are told apart by what differs between these.
             where = _apart(one, old[pair])
             found += _judge_pair((*pair[:2], f"{pair[2]}{where}"), one, other, policy, sources)
-    return found + _floors_of_nothing(found, policy)
+    return found + _of_nothing(found, policy)
 
 
-def _floors_of_nothing(found: Sequence[Finding], policy: Policy) -> list[Finding]:
-    """Name the floors under which no cell is: misspelt, or of a task that the baseline does not have."""
-    known = {f"{task} {metric}" for _, task, _, metric in (one.cell for one in found)}
-    reason = "the policy's floor is of no cell of the baseline: correct its name, or measure the task"
+def _of_nothing(found: Sequence[Finding], policy: Policy) -> list[Finding]:
+    """Name what the policy asks of no cell: misspelt, or of a task that the baseline does not have."""
+    cells = {(task, metric) for _, task, _, metric in (one.cell for one in found)}
+    floors = {tuple(name.rpartition(" ")[::2]) for name in policy.floors} - cells
+    # Those of the default hold wherever a cost was measured.
+    exact = {*policy.exact} - {*Policy().exact} - {metric for _, metric in cells}
+    reason = "the policy's {} is of no cell of the baseline: correct its name, or measure the task"
+    asked = [(task, metric, "floor") for task, metric in sorted(floors)]
+    asked += [("any task", metric, "exact metric") for metric in sorted(exact)]
     return [
-        Finding(("any model", name.rpartition(" ")[0], "", name.rpartition(" ")[2]), Verdict.NOT_MEASURED, reason)
-        for name in sorted(policy.floors.keys() - known)
+        Finding(("any model", task, "", metric), Verdict.NOT_MEASURED, reason.format(what))
+        for task, metric, what in asked
     ]
 
 

@@ -14,6 +14,7 @@ from harness.multiples import Line, Panel, draw_multiples
 from harness.plot import THEMES
 from harness.record import Record, slug
 from harness.statistics import repeatability_limit
+from harness.tables import csv_bytes
 
 TASK = "attention"
 POINTS_HEAD = (
@@ -53,6 +54,12 @@ class Group:
         words = [self.carrier, "alone" if "scope=alone" in self.task else "carrier", f"b{setup.batch_size}"]
         words += [setup.precision, setup.device.partition(":")[0], *(["compiled"] if setup.compile else [])]
         return slug("_".join(words))
+
+
+def tables(groups: Sequence[Group]) -> dict[str, bytes]:
+    """Return the page and the table of all points of some groups, by the names of their files."""
+    rows = [row for group in groups for row in points_rows(group)]
+    return {"README.md": summary(groups).encode(), "points.csv": csv_bytes(POINTS_HEAD, rows)}
 
 
 def grouped(records: Iterable[Record]) -> list[Group]:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 # One false difference in a thousand comparisons; and what is below two per cent is nothing to report.
 LEVEL = 0.001
 LEAST_EFFECT = 0.02
+# What a share in per cent can be.
+PERCENT = (0.0, 100.0)
 # Lags at which it is asked how much a sample tells of later ones.
 LAGS = (1, 2, 4, 8, 16, 32)
 
@@ -146,13 +148,19 @@ def proportion_interval(successes: float, trials: float, level: float = 0.95) ->
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Return the interval of the mean of values, such as of seeds, by Student's t; None of fewer than two."""
+def mean_interval(
+    values: Sequence[float], level: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float] | None:
+    """Return the interval of the mean of values, such as of seeds, by Student's t; None of fewer than two.
+
+    Args:
+        within: what a value can be at least and at most; the interval ends there.
+    """
     if len(values) < 2:
         return None
     mean, spread = float(numpy.mean(values)), float(numpy.std(values, ddof=1))
     reach = t_quantile(level, len(values) - 1) * spread / math.sqrt(len(values))
-    return mean - reach, mean + reach
+    return max(within[0], mean - reach), min(within[1], mean + reach)
 
 
 def repeatability_limit(results: Sequence[float], level: float = 0.95) -> float | None:

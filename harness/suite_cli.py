@@ -74,21 +74,16 @@ def render(store: Store) -> dict[str, bytes]:
     """Return the content of every page by its name; equal records give equal bytes."""
     from harness.board import render as render_boards
     from harness.leaderboard import make_boards
-    from harness.plot import THEMES, draw_tradeoff
+    from harness.plot import draw_tradeoff
     from harness.ranking import with_ranks
-    from harness.record import slug
     from harness.tradeoff import tradeoffs
-    from harness.tradeoff_page import to_csv, to_markdown
+    from harness.tradeoff_page import figure_names
+    from harness.tradeoff_page import pages as tradeoff_pages
 
     boards, left_out = make_boards(records := store.load())
     boards = [with_ranks(board, store) for board in boards]
     found = tradeoffs(boards, records)
-    stems = [f"tradeoff_{slug(one.carrier)}_{slug(one.board.task.partition(':')[0])}" for one in found]
-    stems = [stem if stems.count(stem) == 1 else f"{stem}_{number}" for number, stem in enumerate(stems)]
-    figures = [{theme: f"{stem}_{theme}.svg" for theme in THEMES} for stem in stems]
-    pages = render_boards(boards, left_out)
-    pages["tradeoff.md"] = to_markdown(found, [(names["light"], names["dark"]) for names in figures]).encode()
-    pages["tradeoff.csv"] = to_csv(found).encode()
-    for one, names in zip(found, figures, strict=True):
+    pages = render_boards(boards, left_out) | tradeoff_pages(found)
+    for one, names in zip(found, figure_names(found), strict=True):
         pages |= {name: draw_tradeoff(one, theme) for theme, name in names.items()}
     return pages

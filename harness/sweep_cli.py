@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import options
-from harness.command import csv_bytes, own_stdout, print_table, set_quiet
+from harness.command import own_stdout, print_table, set_quiet
 
 if TYPE_CHECKING:
     from harness.store import Store
@@ -77,6 +77,7 @@ def write(curves: Sequence[Curve], store: Store, name: str) -> list[str]:
     """Write both tables as CSV and a light and a dark figure for each metric, and return where."""
     from harness.plot import THEMES, draw_curves
     from harness.sweep import points_table, slopes_table
+    from harness.tables import csv_bytes
 
     files = {
         f"{name}_points.csv": csv_bytes(*points_table(curves)),

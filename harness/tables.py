@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -108,6 +108,15 @@ def to_csv(boards: Sequence[Board]) -> str:
     for board in boards:
         writer.writerows(_lines(board, columns))
     return text.getvalue()
+
+
+def csv_bytes(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return a table as CSV, with every number at full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 IDENTIFYING = ("rank", "model", "weights", "image", "record")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from harness.leaderboard import value_shown
 from harness.metric import Metric
+from harness.plot import THEMES
+from harness.record import slug
 from harness.tables import defuse, escape, rank_shown
 from harness.tradeoff import Contender, Tradeoff
 
@@ -38,6 +40,19 @@ def to_markdown(found: Sequence[Tradeoff], figures: Sequence[tuple[str, str]]) -
     if not found:
         parts.append("There are no trainings with several seeds yet.")
     return "\n\n".join(parts) + "\n"
+
+
+def pages(found: Sequence[Tradeoff]) -> dict[str, bytes]:
+    """Return the page and the table by the names of their files."""
+    figures = [(names["light"], names["dark"]) for names in figure_names(found)]
+    return {"tradeoff.md": to_markdown(found, figures).encode(), "tradeoff.csv": to_csv(found).encode()}
+
+
+def figure_names(found: Sequence[Tradeoff]) -> list[dict[str, str]]:
+    """Return the names of the figures of each trade-off by their themes."""
+    stems = [f"tradeoff_{slug(one.carrier)}_{slug(one.board.task.partition(':')[0])}" for one in found]
+    stems = [stem if stems.count(stem) == 1 else f"{stem}_{number}" for number, stem in enumerate(stems)]
+    return [{theme: f"{stem}_{theme}.svg" for theme in THEMES} for stem in stems]
 
 
 def to_table(one: Tradeoff) -> str:

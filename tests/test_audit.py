@@ -17,9 +17,13 @@ from harness import run
 from harness.audit import differing, job_of, verify
 from harness.cli import app
 from harness.errors import RecordError
+from harness.growth_report import grouped, tables
 from harness.metric import Measurement, Metric
 from harness.record import Record, Setup, Weights
 from harness.store import Store
+from harness.suite_cli import render
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -123,6 +127,29 @@ def test_forged_ranks_are_found(store: Store) -> None:
         path.write_text(text.replace(old, new))
         assert doubts(store).startswith(f"{page}: differs from what the records give in its ranks")
         path.write_text(text)
+
+
+@pytest.mark.parametrize("name", ["tradeoff.md", "tradeoff.csv"])
+def test_an_edited_trade_off_is_found(name: str, store: Store) -> None:
+    store.location.write(render(store))
+    assert doubts(store) == ""
+    path = store.root / name
+    path.write_text(path.read_text() + "softmax 99.00\n")
+    assert doubts(store) == f"{name}: differs from what the records give. Run `suite --pages` again."
+
+
+@pytest.mark.parametrize("name", ["README.md", "points.csv"])
+def test_edited_token_counts_are_found(name: str, tmp_path: Path) -> None:
+    committed, store = Store(ROOT / "results"), Store(tmp_path)
+    there = [one for one in committed.names() if one.startswith("attention")]
+    store.location.write({f"records/{one}": committed.text(one) for one in there})
+    path = tmp_path / "token_counts" / name
+    path.parent.mkdir()
+    path.write_bytes(tables(grouped(store.load()))[name])
+    assert len(there) > 10
+    assert doubts(store) == ""
+    path.write_text(path.read_text().replace("softmax", "soft", 1))
+    assert doubts(store) == f"token_counts/{name}: differs from what the records give. Run `attention` again."
 
 
 def test_a_record_in_another_layout_is_as_it_was_written(store: Store) -> None:

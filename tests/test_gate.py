@@ -90,6 +90,16 @@ def test_accuracy_without_outcomes(sides: Sides, after: float, verdict: Verdict)
     assert sides.judge()["top1"].verdict is verdict
 
 
+def test_an_exact_metric_of_no_cell_is_named(sides: Sides) -> None:
+    for store in (sides.before, sides.after):
+        store.save(accuracy("net"), outcomes(700))
+    assert set(sides.judge(Policy())) == {"top1"}
+    found = sides.judge(Policy(exact=("gmacs", "paramters", "top1")))
+    assert set(found) == {"top1", "paramters"}
+    assert found["paramters"].verdict is Verdict.NOT_MEASURED
+    assert "the policy's exact metric is of no cell of the baseline: correct its name" in found["paramters"].reason
+
+
 def test_a_floor_holds_whatever_the_baseline(sides: Sides) -> None:
     for store in (sides.before, sides.after):
         store.save(accuracy("net", 70.0), outcomes(700))

@@ -11,9 +11,8 @@ import pytest
 from fake_records import PARAMETERS, cost
 from msgspec.structs import replace
 
-from harness.attention_cli import tables
 from harness.growth import IS_CONTROL, QUANTITIES, Pair, Points, below, interval_of, summarise, token_counts
-from harness.growth_report import figures, grouped, points_rows, summary
+from harness.growth_report import figures, grouped, points_rows, summary, tables
 from harness.metric import Measurement
 from harness.record import Record, Setup
 from harness.scaling import THRESHOLD, crossing, crossing_interval, forecast

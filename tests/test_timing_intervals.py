@@ -283,6 +283,12 @@ def test_the_interval_of_a_mean_over_seeds_covers_it(seeds: int) -> None:
     assert within(sum(low <= 70 <= high for low, high in ends), 3000)
 
 
+def test_the_interval_of_a_mean_ends_where_values_do() -> None:
+    low, high = mean_interval([96.0, 99.0, 99.5], within=(0.0, 100.0)) or (0.0, 0.0)
+    assert (round(low, 3), high) == (93.464, 100.0)
+    assert (mean_interval([0.0, 4.0], within=(0.0, 100.0)) or (1.0,))[0] == 0.0
+
+
 @pytest.mark.parametrize("sizes", [3, 4, 5, 7])
 def test_the_interval_of_an_exponent_of_growth_covers_it(sizes: int) -> None:
     tokens = 196 * 2.0 ** np.arange(sizes)

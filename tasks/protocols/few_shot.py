@@ -13,7 +13,7 @@ from harness.features import Features
 from harness.metric import Evaluation, Measurement, Metric
 from harness.record import Setup
 from harness.registry import PROTOCOLS
-from harness.statistics import mean_interval
+from harness.statistics import PERCENT, mean_interval
 from tasks.frozen import FrozenProtocol, Predict
 from tasks.heads.classes import present
 from tasks.heads.logistic import fit
@@ -76,7 +76,8 @@ class FewShot(FrozenProtocol):
             samples = [run.measurements[0].value for run in runs]
             values = tuple(value for value in samples if value is not None)
             metric = Metric(f"shot{count}", "%", higher_is_better=True)
-            measurements.append(Measurement(metric, fmean(values), values, interval=mean_interval(values)))
+            interval = mean_interval(values, within=PERCENT)
+            measurements.append(Measurement(metric, fmean(values), values, interval=interval))
         self._details = {
             "interval": "of the mean over draws, Student's t",
             "sample": runs[0].measurements[0].metric.name,

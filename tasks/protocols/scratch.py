@@ -16,7 +16,7 @@ from harness.metric import Evaluation, Measurement
 from harness.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from harness.record import Setup, digest
 from harness.registry import PROTOCOLS
-from harness.statistics import mean_interval
+from harness.statistics import PERCENT, mean_interval
 from harness.training import Trained
 from tasks.data.augmentation import Augmentation
 from tasks.data.loader import Batches
@@ -246,5 +246,6 @@ def summarize(evaluations: Sequence[Evaluation]) -> list[Measurement]:
         if not values:
             means.append(same[0])
             continue
-        means.append(Measurement(same[0].metric, fmean(values), values, interval=mean_interval(values)))
+        interval = mean_interval(values, within=PERCENT) if same[0].metric.unit == "%" else mean_interval(values)
+        means.append(Measurement(same[0].metric, fmean(values), values, interval=interval))
     return means
