@@ -226,23 +226,36 @@ def to_latex(boards: Sequence[Board]) -> str:
     return head + "\n".join(map(board_to_latex, boards))
 
 
+# Rows of a table that has a page to itself.
+PAGE = 40
 SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 def board_to_latex(board: Board) -> str:
-    """Return one board as a table environment."""
+    """Return one board as a table environment, or as several where it is longer than a page."""
     head = ["\\#", "model", "weights", "image", *(escape_latex(f"{_head(metric)}") for metric in board.metrics)]
     names, columns = _names(board, escape_latex, " \\dag"), _marked(board, "\\textbf{{{}}}")
-    body = "\n".join(" & ".join((*name, *texts)) + " \\\\" for name, *texts in zip(names, *columns, strict=True))
     # Of ranks and values nothing else needs an escape, and a board has very many.
-    body = body.replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")])
+    body = [
+        " & ".join((*name, *texts)).replace("±", LATEX[ord("±")]).replace("–", LATEX[ord("–")]) + " \\\\"
+        for name, *texts in zip(names, *columns, strict=True)
+    ]
+    parts = range(0, len(body), PAGE)
+    return "\n".join(_table(board, head, body[start : start + PAGE], start) for start in parts)
+
+
+def _table(board: Board, head: Sequence[str], body: Sequence[str], start: int) -> str:
+    """Some rows of a board, from one on, as a table environment."""
+    count, stop = len(board.rows), start + len(body)
+    part = "" if count == len(body) else f", rows {start + 1} to {stop} of {count}"
     shared = ", ".join(f"{label} {value}" for label, value in board.facts)
-    notes = [f"\n\\dag{{}} {escape_latex(f'{row.label[0]}: {row.note}')}" for row in board.rows if row.note]
+    caption = f"{escape_latex(board.title)}{part} ({escape_latex(shared)})"
+    noted = [row for row in board.rows[start:stop] if row.note]
     lines = [
-        "\\begin{table}[htbp]", f"\\caption{{{escape_latex(board.title)} ({escape_latex(shared)})}}", "\\centering",
+        "\\begin{table}[htbp]", f"\\caption{{{caption}}}", "\\centering",
         SHRUNK, f"\\begin{{tabular}}{{rll{'r' * (1 + len(board.metrics))}}}",
-        "\\toprule", " & ".join(head) + " \\\\", "\\midrule",
-        body, "\\bottomrule", "\\end{tabular}}", *notes, "\\end{table}",
+        "\\toprule", " & ".join(head) + " \\\\", "\\midrule", *body, "\\bottomrule", "\\end{tabular}}",
+        *(f"\n\\dag{{}} {escape_latex(f'{row.label[0]}: {row.note}')}" for row in noted), "\\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,20 @@ def test_tables_are_those_of_tabulate() -> None:
     rows = [["1=", "n", "**70.00**"], ["12", " padded ", "–"], ["3", "a longer name \\| with a bar", "1.00 ±0.50"]]
     expected = tabulate(rows, head, tablefmt="pipe", colalign=align, disable_numparse=True)
     assert pipe_table(head, rows, "rlr") == expected
+
+
+def test_a_long_board_is_several_tables_in_latex() -> None:
+    note = {"nominal": "a note"}
+    boards, _ = make_boards(accuracy(f"net_{n}", 90.0 - n / 10, details=note if n == 50 else {}) for n in range(85))
+    tables = to_latex(boards).split("\\begin{table}")[1:]
+    assert [table.count("net\\_") for table in tables] == [40, 41, 5], "a row each, and the note on the page of its row"
+    assert [
+        re.search(r"rows \d+ to \d+ of \d+", table)[0]
+        for table in tables
+        if table.count("\\toprule") == 1  # type: ignore[index]
+    ] == ["rows 1 to 40 of 85", "rows 41 to 80 of 85", "rows 81 to 85 of 85"]
+    assert tables[0].count("\\textbf") == 1
+    assert not tables[1].count("\\textbf")
 
 
 def test_the_csv_keeps_every_digit_and_quotes_names() -> None:
