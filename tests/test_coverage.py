@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import binom
 from test_significance import answers
 
+from harness.gate import Policy
 from harness.metric import Evaluation, Measurement, Metric, Outcomes
 from harness.resampling import RESAMPLES, replicates, statistic_of, whole, with_intervals
 from harness.significance import (
@@ -170,8 +171,12 @@ def test_two_hundred_pairs_of_equal_models_by_the_paired_bootstrap() -> None:
 @pytest.mark.parametrize("metric", sorted(WORLDS))
 def test_a_thousand_pairs_of_equal_models_by_each_metric(metric: str) -> None:
     pairs = ([resampled(one, metric, 400) for one in alike(WORLDS[metric], seed, 2)] for seed in range(1000))
-    false = sum(resampled_difference(first, second).p < 0.05 for first, second in pairs)
-    assert 0 < false <= binom.ppf(0.95, 1000, 0.05), "a rate above 5 %, beyond chance"
+    p = [resampled_difference(first, second).p for first, second in pairs]
+    assert 0 < sum(one < 0.05 for one in p) <= binom.ppf(0.95, 1000, 0.05), "a rate above 5 %, beyond chance"
+    told_apart = sum(one < Policy().accuracy_level for one in p[:200])
+    assert told_apart <= 10, (
+        "the gate calls one of two equal models worse or better in more than 5 % of 200 comparisons"
+    )
 
 
 @pytest.mark.slow
