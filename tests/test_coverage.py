@@ -174,9 +174,7 @@ def test_a_thousand_pairs_of_equal_models_by_each_metric(metric: str) -> None:
     p = [resampled_difference(first, second).p for first, second in pairs]
     assert 0 < sum(one < 0.05 for one in p) <= binom.ppf(0.95, 1000, 0.05), "a rate above 5 %, beyond chance"
     told_apart = sum(one < Policy().accuracy_level for one in p[:200])
-    assert told_apart <= 10, (
-        "the gate calls one of two equal models worse or better in more than 5 % of 200 comparisons"
-    )
+    assert told_apart <= 10, "of 200 comparisons of equal models the gate calls more than 5 % better or worse"
 
 
 @pytest.mark.slow
