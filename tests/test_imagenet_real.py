@@ -102,7 +102,7 @@ def test_forty_photographs_equal_timm(name: str, tmp_path: Path) -> None:
     assert rows == timms(name, 40)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ["squeezenet", pytest.param("vit", marks=pytest.mark.slow)])
 def test_all_photographs_give_the_known_numbers(name: str, tmp_path: Path) -> None:
     values, rows = ours(name, 500, tmp_path)
     assert values == {"top1": NETS[name]["top1"] / 5, "top5": NETS[name]["top5"] / 5}
