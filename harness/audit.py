@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from harness.api import EXECUTORS, run_jobs
 from harness.board import CSV, PAGES
 from harness.errors import RecordError
 from harness.gate import Finding, Policy, judge
-from harness.leaderboard import make_boards
+from harness.leaderboard import Board, LeftOut, make_boards
 from harness.ranking import with_ranks
 from harness.record import Preprocessing, Record, Setup, Weights, content_sha256
 from harness.runner import Job
@@ -56,8 +56,12 @@ def verify(store: Store) -> list[Doubt]:
                 continue
             records.append(record)
             found += _check_record(store, record, name, text)
-        found += _check_pages(store, records)
-    return [*found, *_check_reports(store)]
+        try:
+            boards, left_out = make_boards(records)
+            boards = [with_ranks(board, store) for board in boards]
+        except RecordError as error:
+            return [*found, Doubt("boards", f"cannot be made of these records. {error}")]
+        return [*found, *_check_pages(store, boards, left_out), *_check_reports(store, boards, records)]
 
 
 def _check_record(store: Store, record: Record, name: str, text: bytes) -> Iterator[Doubt]:
@@ -75,14 +79,8 @@ def _check_record(store: Store, record: Record, name: str, text: bytes) -> Itera
             yield Doubt(name, str(error))
 
 
-def _check_pages(store: Store, records: list[Record]) -> Iterator[Doubt]:
-    """Hold every page that was written against what the records give."""
-    try:
-        boards, left_out = make_boards(records)
-        boards = [with_ranks(board, store) for board in boards]
-    except RecordError as error:
-        yield Doubt("boards", f"cannot be made of these records. {error}")
-        return
+def _check_pages(store: Store, boards: Sequence[Board], left_out: Sequence[LeftOut]) -> Iterator[Doubt]:
+    """Hold every page of the boards that was written against what the records give."""
     for name, make in PAGES.items():
         content = store.location.read(name)
         if content is None or content == (fresh := make(boards, left_out)):
@@ -96,23 +94,19 @@ def _check_pages(store: Store, records: list[Record]) -> Iterator[Doubt]:
             yield Doubt(name, f"{more:,} more are supported by no record.")
 
 
-def _check_reports(store: Store) -> Iterator[Doubt]:
+def _check_reports(store: Store, boards: Sequence[Board], records: Sequence[Record]) -> Iterator[Doubt]:
     """Hold the pages of trade-offs and of token counts that were written against what the records give."""
-    from harness.growth_report import grouped, tables
+    from harness.growth_report import TASK, grouped, tables
     from harness.tradeoff import tradeoffs
     from harness.tradeoff_page import pages
 
     there = [name for name in REPORTS if store.location.has(name)]
     if not there:
         return
-    try:
-        records = store.load()
-        boards = [with_ranks(board, store) for board in make_boards(records)[0]]
-        fresh = pages(tradeoffs(boards, records))
-        fresh |= {f"{COUNTS}/{name}": content for name, content in tables(grouped(records)).items()}
-    except RecordError as error:
-        yield Doubt(", ".join(there), f"cannot be made of these records. {error}")
-        return
+    # Costs over token counts are told by the samples of a run, which skimming passes over.
+    whole = [found for record in records if record.task.startswith(TASK) and (found := store.find(record.name))]
+    fresh = pages(tradeoffs(boards, records))
+    fresh |= {f"{COUNTS}/{name}": content for name, content in tables(grouped(whole)).items()}
     for name in there:
         if store.location.read(name) != fresh[name]:
             yield Doubt(name, f"differs from what the records give. Run `{REPORTS[name]}` again.")

@@ -10,11 +10,11 @@ from statistics import NormalDist
 import numpy
 from numpy.typing import NDArray
 
+from harness.leaderboard import Interval
 from harness.statistics import LEAST_EFFECT
 
 Floats = NDArray[numpy.float64]
 Places = NDArray[numpy.intp]
-Interval = tuple[float, float]
 
 # Values whose distances to all near ones stay in the processor's cache.
 AT_ONCE = 64

@@ -103,13 +103,15 @@ class Board:
         values = zip(*[row.values for row in self.rows], strict=True)
         intervals = zip(*[row.intervals for row in self.rows], strict=True)
         # Minor metrics, which come last, are not shown.
-        return [_shown(metric.decimals, *columns) for metric, *columns in zip(self.metrics, values, intervals)]  # noqa: B905
+        return [
+            _shown(metric.decimals, *columns) for metric, *columns in zip(self.metrics, values, intervals, strict=False)
+        ]
 
     @cached_property
     def best(self) -> list[str]:
         """The best value of each metric as it is printed; empty where there is none."""
         columns = zip(*[row.values for row in self.rows], strict=True)
-        return [_best_shown(metric, column) for metric, column in zip(self.metrics, columns)]  # noqa: B905
+        return [_best_shown(metric, column) for metric, column in zip(self.metrics, columns, strict=False)]
 
 
 def _best_shown(metric: Metric, values: Iterable[float | None]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from fake_records import ENVIRONMENT, LATENCY, PARAMETERS, SETUP, TOP1, accuracy, cost
 from msgspec.structs import replace
+from opened_page import Opened, wait
 
 from harness.budget import parse, within
 from harness.leaderboard import make_boards
@@ -21,36 +21,6 @@ from harness.published import published_record
 from harness.record import Preprocessing, Record
 
 pytestmark = pytest.mark.browser
-
-
-class Opened:
-    """A page with what it said and asked for."""
-
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        self.page = browser.new_page(**options)
-        self.said: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.as_uri())
-
-    def show(self, records: list[Record], path: Path) -> None:
-        """Write the page of some records, and open it in this tab."""
-        path.write_bytes(to_html(*make_boards(records)))
-        self.page.goto(path.as_uri())
-
-    def models(self) -> list[str]:
-        found: list[str] = self.page.locator("#table tbody td.model button").all_text_contents()
-        return found
-
-
-def wait(page: Any, condition: str) -> None:
-    """Wait until a condition holds. Playwright's own wait evaluates in the page, which the page's policy forbids."""
-    end = time.monotonic() + 30
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, condition
-        page.wait_for_timeout(10)
 
 
 @pytest.fixture(scope="module")

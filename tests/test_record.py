@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from harness.errors import BenchError, RecordError
 from harness.metric import Measurement, Metric
 from harness.record import SCHEMA, Record, Setup, content_sha256, digest, from_json, json_schema, slug, to_json
+from harness.skim import skim
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -118,8 +120,9 @@ WRONG: dict[str, tuple[tuple[str | int, ...], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("read", [from_json, skim], ids=["whole", "skimmed"])
 @pytest.mark.parametrize("what", WRONG)
-def test_what_no_run_writes_is_refused_by_name(what: str) -> None:
+def test_what_no_run_writes_is_refused_by_name(what: str, read: Callable[[bytes, str], Record]) -> None:
     path, value = WRONG[what]
     content = json.loads(to_json(golden()))
     part = content
@@ -127,7 +130,7 @@ def test_what_no_run_writes_is_refused_by_name(what: str) -> None:
         part = part[step]
     part[path[-1]] = value
     with pytest.raises(RecordError, match=r"^r\.json is not a record .*Restore it"):
-        from_json(json.dumps(content).encode(), "r.json")
+        read(json.dumps(content).encode(), "r.json")
 
 
 @pytest.mark.parametrize("text", ["1e999", "-1e999", "NaN", "Infinity"])
