@@ -104,7 +104,8 @@ def _check_reports(store: Store, boards: Sequence[Board], records: Sequence[Reco
     if not there:
         return
     # Costs over token counts are told by the samples of a run, which skimming passes over.
-    whole = [found for record in records if record.task.startswith(TASK) and (found := store.find(record.name))]
+    names = {f"{record.name}.json" for record in records if record.task.startswith(TASK)}
+    whole = [store.read(name) for name in store.names() if name in names]
     fresh = pages(tradeoffs(boards, records))
     fresh |= {f"{COUNTS}/{name}": content for name, content in tables(grouped(whole)).items()}
     for name in there:
